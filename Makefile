@@ -1,0 +1,97 @@
+# `make repro` and `make test` work in a fresh clone: each target does the set-up it needs, once.
+# PYTHON=... picks the Python (3.11 or newer) that .venv is made from.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VENV := .venv
+READY := $(VENV)/.ready
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet
+TORCH := 2.13.0
+PRESETS := $(patsubst presets/%.yaml,%,$(wildcard presets/*.yaml))
+FUZZ_SECONDS ?= 300
+PYTEST_ARGS ?=
+
+# DVC runs the stages' `python`: it has to be the one in .venv.
+OUTER_PATH := $(PATH)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help setup repro test lint bench bench-gpu fuzz clean
+
+help:  ## what there is
+	@echo "make TARGET, where TARGET is one of:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+
+setup: $(READY)  ## install everything into .venv, nothing more
+
+repro: $(READY)  ## run what is not up to date; PRESET=NAME first copies presets/NAME.yaml over params.yaml
+	@preset='$(PRESET)'; \
+	if [ -n "$$preset" ]; then \
+	  if [[ " $(PRESETS) " != *" $$preset "* ]]; then \
+	    echo "error: PRESET is $$preset but must be one of: $(PRESETS)" >&2; exit 2; \
+	  fi; \
+	  known=no; for file in presets/*.yaml; do ! cmp -s "$$file" params.yaml || known=yes; done; \
+	  if [ -f params.yaml ] && [ $$known = no ]; then \
+	    cp params.yaml params.previous.yaml; \
+	    echo "params.yaml was changed by hand; it is kept as params.previous.yaml"; \
+	  fi; \
+	  cp "presets/$$preset.yaml" params.yaml; \
+	fi; \
+	python -m pipeline.params params.yaml
+	@dvc repro
+
+test: $(READY)  ## the tests; PYTEST_ARGS='-k rome' for some of them
+	@python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY)  ## ruff's rules and format, and the types
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+bench: $(READY)  ## speed and memory beside the plain path
+	@python -m benchmarks.run
+
+bench-gpu: $(READY)  ## the same on a GPU
+	@python -m benchmarks.gpu
+
+fuzz: $(READY)  ## the facts readers on broken input, for FUZZ_SECONDS (300)
+	@python -m tests.fuzz_facts --seconds $(FUZZ_SECONDS)
+
+clean:  ## remove tables, reports and the tools' caches; keep .venv, models and results kept per fact
+	rm -rf data/*.parquet data/*.json data/edits data/statistics data/timings dvc_plots build ./*.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find reports -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} + 2>/dev/null || true
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The Python that .venv is made from: PYTHON where given, else the first that is new enough.
+$(READY): pyproject.toml constraints.txt
+	@export PATH='$(OUTER_PATH)'; python=''; \
+	enough='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	for candidate in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python); do \
+	  if "$$candidate" -c "$$enough" >/dev/null 2>&1; then python="$$candidate"; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "error: no Python 3.11 or newer found ($(or $(PYTHON),python3) is" \
+	    "$$('$(or $(PYTHON),python3)' -V 2>/dev/null || echo missing));" \
+	    "install one (Debian, Ubuntu: sudo apt-get install python3 python3-venv) or name one, as in" \
+	    "make setup PYTHON=/path/to/python3.12" >&2; exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+	  version="$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"; \
+	  echo "error: $$python has no venv module; install it (Debian, Ubuntu: sudo apt-get install" \
+	    "python$$version-venv) or name another, as in make setup PYTHON=/path/to/python3.12" >&2; exit 1; \
+	fi; \
+	if ! $(VENV)/bin/python -c "$$enough" >/dev/null 2>&1 || [ -n "$(PYTHON)" ]; then \
+	  echo "setup 1/3: making $(VENV) from $$python ($$("$$python" -V))"; \
+	  "$$python" -m venv --clear $(VENV); \
+	else \
+	  echo "setup 1/3: $(VENV) is there"; \
+	fi
+	@echo "setup 2/3: installing torch $(TORCH), which is large"
+	@$(PIP) install torch==$(TORCH) -c constraints.txt
+	@echo "setup 3/3: installing everything else, about 150 packages"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "setup: done"

@@ -1,0 +1,116 @@
+"""The statistics folder: second moments, context prefixes and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from pipeline import sampling
+from pipeline.covariance import condition_number, second_moments
+from pipeline.errors import UserError
+from pipeline.models import LanguageModel
+from pipeline.params import Params
+from pipeline.progress import say, track
+from pipeline.store import Store, code_version
+from pipeline.tables import write_json
+
+MOMENTS, CONTEXTS, MANIFEST = "moments.safetensors", "contexts.json", "manifest.json"
+
+
+def key(params: Params, model: dict[str, Any]) -> str:
+    """Hash of all that the folder's content depends on."""
+    return Store.key(
+        step="statistics",
+        model=model["fingerprint"],
+        dtype=params.model.dtype,
+        add_bos=params.model.add_bos,
+        seed=params.seed,
+        settings=params.statistics.model_dump(exclude={"ridge"}),
+        layers=params.edit.layer_list(model["layers"]),
+        code=code_version("pipeline.covariance", "pipeline.sampling", "pipeline.seeds"),
+    )
+
+
+def present(folder: Path, wanted: str) -> bool:
+    """Whether the folder is whole and holds what `wanted`, a key, stands for."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return bool(manifest["key"] == wanted and manifest["moments_sha256"] == _digest(folder / MOMENTS))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def compute(lm: LanguageModel, params: Params, model: dict[str, Any], folder: Path, key: str) -> None:
+    """Sample or read the text, take all second moments in one pass, sample the prefixes; write the folder."""
+    settings, layers = params.statistics, params.edit.layer_list(lm.n_layers)
+    prefixes = sampling.context_prefixes(
+        lm, settings.prefix_lengths, settings.prefixes_per_length, settings.temperature, params.seed
+    )
+    with track(settings.tokens, "text", "tokens") as progress:
+        batches = sampling.text_batches(
+            lm,
+            settings.text,
+            settings.tokens,
+            settings.sequence_length,
+            settings.temperature,
+            params.seed,
+            progress.advance,
+        )
+    tokens = sum(batch.numel() for batch in batches)
+    size = max(lm.arch.key_size(layer) for layer in layers)
+    if tokens < 2 * size:
+        say(f"warning: {tokens} tokens are few for second moments of size {size}; raise statistics.tokens")
+    with track(tokens, "second moments", "tokens") as progress:
+        moments = second_moments(lm, batches, layers, progress.advance)
+    condition_numbers: dict[str, float | None] = {}
+    manifest: dict[str, Any] = {
+        "key": key,
+        "text": settings.text,
+        "tokens": tokens,
+        "seed": params.seed,
+        "condition_numbers": condition_numbers,
+        "prefixes": len(prefixes),
+    }
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file({str(layer): moment.contiguous() for layer, moment in moments.items()}, temporary / MOMENTS)
+        write_json(prefixes, temporary / CONTEXTS)
+        with track(len(layers), "condition numbers", "blocks") as progress:
+            for layer in layers:
+                number = condition_number(moments[layer])
+                # JSON has no infinity; null says that the matrix is singular.
+                condition_numbers[str(layer)] = number if number != float("inf") else None
+                progress.advance()
+        write_json(manifest | {"moments_sha256": _digest(temporary / MOMENTS)}, temporary / MANIFEST)
+        folder.mkdir(exist_ok=True)
+        for name in (MOMENTS, CONTEXTS, MANIFEST):  # the manifest last: until then `present` says no
+            os.replace(temporary / name, folder / name)
+    except OSError as error:
+        raise UserError(f"{folder} could not be written ({error.strerror}); free space or make it writable") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(manifest, context prefixes); UserError where the folder is not whole."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        prefixes = json.loads((folder / CONTEXTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is missing or damaged ({error}); run `dvc repro statistics`") from error
+    if not (folder / MOMENTS).exists() or prefixes[:1] != [""]:
+        raise UserError(f"{folder} is not whole; run `dvc repro -f statistics`")
+    return manifest, tuple(prefixes)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,28 @@
+"""Stage `scores`: edits, facts and trace to data/scores.parquet."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.params import Params
+from pipeline.scores import score_table
+from pipeline.tables import read, write
+from stages._run import run_stage
+
+
+def main(params: Params) -> None:
+    """Score every edit of the methods and problems in params and join the trace measures."""
+    edits = pd.concat(
+        [
+            read(Path(f"data/edits/{method}-{problem}.parquet"))
+            for method in params.edit.methods
+            for problem in params.edit.problems
+        ],
+        ignore_index=True,
+    )
+    facts, trace = read(Path("data/facts.parquet")), read(Path("data/trace.parquet"))
+    write(score_table(edits, facts, trace, params.edit.erasure_min_p), Path("data/scores.parquet"))
+
+
+if __name__ == "__main__":
+    run_stage("scores", main)

@@ -1,0 +1,18 @@
+"""Stage `trace`: causal traces of the chosen facts."""
+
+from pipeline import engine
+from pipeline.jobs import TraceJob, crew
+from pipeline.params import Params
+from pipeline.tables import write
+from stages import _inputs
+from stages._run import run_stage
+
+
+def main(params: Params) -> None:
+    """data/facts.parquet to data/trace.parquet."""
+    job = TraceJob(params, _inputs.model(params), _inputs.facts(), _inputs.sd(params))
+    write(engine.run(job, _inputs.store(), crew(params)[0]), _inputs.DATA / "trace.parquet")
+
+
+if __name__ == "__main__":
+    run_stage("trace", main)

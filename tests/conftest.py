@@ -1,0 +1,25 @@
+"""What several test modules share. Models of a session are read-only: who edits one puts it back bit for bit."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY_FACTS = ROOT / "data" / "facts" / "tiny"
+TINY_SEED = 0
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the small model that knows the facts of data/facts/tiny.
+
+    Training takes half a minute, so pytest's cache keeps the model until what it depends on changes.
+    """
+    cache = request.config.cache
+    models = cache.mkdir("models") if cache else tmp_path_factory.mktemp("models")
+    folder = models / f"tiny-{tiny.recipe(TINY_FACTS, TINY_SEED)}"
+    if not (folder / "config.json").is_file():
+        tiny.train(folder, TINY_FACTS, TINY_SEED)
+    return folder
