@@ -159,6 +159,19 @@ def read_fact_file(source: str, path: Path, seed: int) -> FactFile:
     return read
 
 
+def of_relations(file: FactFile, relations: Sequence[str] | None) -> FactFile:
+    """The part of a fact file that is about `relations`; None takes all. UserError for one that is not in it."""
+    if relations is None:
+        return file
+    there = list(dict.fromkeys(fact.relation for fact in file.facts))
+    if missing := [name for name in relations if name not in there]:
+        raise UserError(f"facts.relations names {missing[0]!r}; the fact file has {', '.join(there[:40])}")
+    return FactFile(
+        [fact for fact in file.facts if fact.relation in relations],
+        [record for record in file.left_out if record.relation in relations],
+    )
+
+
 def read_facts(source: str, path: Path, seed: int) -> list[Fact]:
     """The facts of `read_fact_file`."""
     return read_fact_file(source, path, seed).facts

@@ -52,9 +52,13 @@ def common(params: Params, model: dict[str, Any], *modules: str) -> dict[str, An
     }
 
 
-def set_up(params: Params) -> LanguageModel:
-    """The model, and torch as params' `compute` wants it."""
-    torch.set_num_threads(crew(params)[1])
+def set_up(params: Params, *, alone: bool = False) -> LanguageModel:
+    """The model, and torch as params' `compute` wants it.
+
+    alone: this process is the stage's only one, and takes the threads of all workers.
+    """
+    workers, threads = crew(params)
+    torch.set_num_threads(threads * workers if alone else threads)
     torch.backends.cuda.matmul.allow_tf32 = params.compute.tf32
     torch.backends.cudnn.allow_tf32 = params.compute.tf32
     torch.set_flush_denormal(True)
@@ -157,7 +161,7 @@ class TraceJob:
 
     def worker(self) -> Callable[[Unit], pa.Table]:
         lm, params = set_up(self.params), self.params
-        memory = budget(params.compute.memory_bytes, lm.device)
+        memory = budget(params.compute.memory_bytes, lm.device, gradient=False)
         last: dict[str, FactTrace] = {}  # the two runs of a fact serve all its modules and windows
 
         def compute(unit: Unit) -> pa.Table:
@@ -261,7 +265,6 @@ class _EditWorker:
     def __init__(self, job: EditJob, lm: LanguageModel):
         self.job, self.lm, self.params = job, lm, job.params
         self.problem = problems.PROBLEMS[job.problem]
-        self.memory = budget(self.params.compute.memory_bytes, lm.device)
         self.path = self.params.compute.path if lm.arch.mlp_adds else "plain"
         self.whiteners = {layer: self._whitener(layer) for layer in job.layers}
 
@@ -333,7 +336,10 @@ class _EditWorker:
             rows = rows_within(self.lm, allowed, reads, gradient=True)
             return Rome(settings, self.whiteners, self.path, rows).edit(self.lm, request, self.job.layers)
 
-        return halving(work, self.memory)
+        return halving(work, self._memory(gradient=True))
+
+    def _memory(self, *, gradient: bool) -> int:
+        return budget(self.params.compute.memory_bytes, self.lm.device, gradient=gradient)
 
     def _after(self, measurement: Measurement, edits: Sequence[Edit], asked: Sequence[Question]) -> np.ndarray:
         if self.path == "plain":
@@ -346,7 +352,7 @@ class _EditWorker:
 
             return measurement.after(edits, rows)
 
-        return halving(work, self.memory)
+        return halving(work, self._memory(gradient=False))
 
 
 class _NotEdited(Exception):

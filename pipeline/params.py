@@ -172,6 +172,9 @@ class FactsParams(Section):
 
     source: FactsSource = Field(description=_choices(get_args(FactsSource)))
     path: ProjectPath = Field(description="a folder or file inside the project (without ..), or an absolute path")
+    relations: Annotated[tuple[Line, ...], Field(strict=False, min_length=1), AfterValidator(_once_each)] | None = (
+        Field(description="a list of relations of the fact file, or null for all of them")
+    )
     count: AtLeast1 | None = Field(description="a whole number of facts, at least 1, or null for all known facts")
     max_paraphrases: AtLeast0 = Field(description="a whole number of prompts, at least 0")
     max_neighborhood: AtLeast0 = Field(description="a whole number of prompts, at least 0")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import engine, noise
-from pipeline.facts import choose, facts_to_frame, read_fact_file, trim
+from pipeline.facts import choose, facts_to_frame, of_relations, read_fact_file, trim
 from pipeline.jobs import KnownJob, crew, set_up
 from pipeline.params import Params
 from pipeline.tables import write, write_json
@@ -13,7 +13,8 @@ from stages._run import run_stage
 
 def main(params: Params) -> None:
     """The fact file to data/facts.parquet, and the embeddings' standard deviation to data/embedding_sd.json."""
-    file = read_fact_file(params.facts.source, Path(params.facts.path), params.seed)
+    whole = read_fact_file(params.facts.source, Path(params.facts.path), params.seed)
+    file = of_relations(whole, params.facts.relations)
     facts = trim(file.facts, params.facts.max_paraphrases, params.facts.max_neighborhood)
     job = KnownJob(params, _inputs.model(params), tuple(facts))
     known = job.read(engine.run(job, _inputs.store(), crew(params)[0]))

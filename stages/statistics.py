@@ -13,7 +13,7 @@ def main(params: Params) -> None:
     folder = _inputs.DATA / "statistics"
     key = statistics.key(params, model)
     if not statistics.present(folder, key):
-        statistics.compute(set_up(params), params, model, folder, key)
+        statistics.compute(set_up(params, alone=True), params, model, folder, key)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_FACTS = ROOT / "data" / "facts" / "tiny"
 TINY_SEED = 0
+
+# The tests' products are small: a second thread gains nothing, and waits for long whenever its core is not free.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
