@@ -4,11 +4,15 @@ written down.
 
 from __future__ import annotations
 
-import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
 
 from pipeline import params
 from pipeline.errors import UserError
@@ -21,10 +25,10 @@ def run_stage(name: str, main: Callable[[params.Params], None]) -> None:
     """Run one stage with the settings of params.yaml; does not return."""
     start = time.monotonic()
     try:
-        main(params.load())
+        with Peak() as peak:
+            main(params.load())
         seconds = round(time.monotonic() - start, 1)
-        peak_gb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 2)
-        write_json({"stage": name, "seconds": seconds, "peak_gb": peak_gb}, TIMINGS / f"{name}.json")
+        write_json({"stage": name, "seconds": seconds, "peak_gb": round(peak.gb, 2)}, TIMINGS / f"{name}.json")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -32,3 +36,36 @@ def run_stage(name: str, main: Callable[[params.Params], None]) -> None:
         print("interrupted; finished units are kept, and the next run goes on from them", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+class Peak:
+    """Within: the most memory that this process and its workers hold together, looked up once a second."""
+
+    def __init__(self) -> None:
+        self.gb = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while True:
+            held = 0
+            for process in (me, *me.children(recursive=True)):
+                try:
+                    info = process.memory_full_info()
+                except psutil.Error:
+                    continue  # it has ended meanwhile
+                held += getattr(info, "pss", info.rss)  # pages that processes share count once
+            self.gb = max(self.gb, held / 1024**3)
+            if self._over.wait(1.0):
+                return

@@ -1,0 +1,253 @@
+"""The fast path beside the plain one, on one fact: seconds of both, and the largest difference between their numbers.
+
+The plain path is timed on a sample spread over the depth and extrapolated to the whole sweep; the fast path is
+timed whole. Every pair that the plain path computes is compared.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import jobs, known, problems
+from pipeline.covariance import Whitener, second_moments
+from pipeline.editors.base import Edit, EditRequest
+from pipeline.editors.rome import Rome
+from pipeline.errors import UserError
+from pipeline.facts import Fact, choose, of_relations, read_fact_file, trim
+from pipeline.forward import Suffix
+from pipeline.measure import Measurement, questions
+from pipeline.memory import budget, rows_within
+from pipeline.models import LanguageModel
+from pipeline.noise import NoiseTable, embedding_sd
+from pipeline.params import Params
+from pipeline.prompts import tokenize
+from pipeline.tracing import FactTrace
+
+RIDGE = 0.01  # the benchmark's text is too short for a second moment of full rank
+PREFIXES = ("", "The weather was fine. ", "On the way home they talked about the news. ")
+
+
+@dataclass
+class Row:
+    """One line of the table. seconds for the whole sweep; difference in the unit that `of` names; bound on it."""
+
+    what: str
+    plain: float
+    fast: float
+    difference: float
+    of: str
+    bound: float
+
+    @property
+    def ratio(self) -> float:
+        return self.plain / self.fast
+
+    @property
+    def equal(self) -> bool:
+        return self.difference <= self.bound
+
+
+def timed(work: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
+    """(median seconds, last result)."""
+    seconds, result = [], None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), result
+
+
+def known_fact(lm: LanguageModel, params: Params) -> tuple[Fact, float]:
+    """The first fact that a run with `params` uses out of a few groups, and the noise's standard deviation."""
+    file = of_relations(
+        read_fact_file(params.facts.source, Path(params.facts.path), params.seed), params.facts.relations
+    )
+    some = trim(file.facts[: 4 * known.PACK], params.facts.max_paraphrases, params.facts.max_neighborhood)
+    chosen = choose(some, known.measure(lm, some, None), params.facts.known, 1)
+    sd = jobs.noise_sd(params, embedding_sd(lm, (fact.subject for fact in file.facts)))
+    return next(fact for fact, (kept, _) in zip(some, chosen, strict=True) if kept), sd
+
+
+def text(lm: LanguageModel, facts: Sequence[Fact], tokens: int, length: int = 64) -> list[torch.Tensor]:
+    """Batches of (B, length) token ids from the facts' own prompts, over and over."""
+    ids: list[int] = []
+    while len(ids) < tokens:
+        for fact in facts:
+            ids += lm.tokenizer(f"{fact.text} {fact.target_true}. ", add_special_tokens=False)["input_ids"]
+    return list(torch.tensor(ids[: tokens // length * length]).reshape(-1, length).split(32))
+
+
+def compare_moments(
+    lm: LanguageModel, batches: Sequence[torch.Tensor], sample: Sequence[int]
+) -> tuple[Row, dict[int, Any]]:
+    """Second moments of all blocks in one pass against one whole pass a block, as published code takes them."""
+    fast, moments = timed(lambda: second_moments(lm, batches, range(lm.n_layers)), 3)
+    seconds, worst = [], 0.0
+    for layer in sample:
+        parts: list[torch.Tensor] = []
+
+        def keep(_module: Any, args: tuple[torch.Tensor], parts: list[torch.Tensor] = parts) -> None:
+            keys = args[0].reshape(-1, args[0].shape[-1])
+            parts.append(keys.T @ keys)
+
+        def whole_pass(layer: int = layer, keep: Any = keep, parts: list[torch.Tensor] = parts) -> None:
+            parts.clear()
+            handle = lm.arch.down_projs[layer].register_forward_pre_hook(keep)
+            with torch.no_grad():
+                for batch in batches:
+                    lm.model(input_ids=batch.to(lm.device), use_cache=False)
+            handle.remove()
+
+        took, _ = timed(whole_pass)
+        seconds.append(took)
+        plain = sum(parts).cpu() / sum(batch.numel() for batch in batches)  # type: ignore[union-attr]
+        worst = max(worst, float((plain - moments[layer]).norm() / plain.norm()))
+    plain_seconds = statistics.median(seconds) * lm.n_layers
+    return Row(f"second moments, {lm.n_layers} blocks", plain_seconds, fast, worst, "relative C", 1e-4), moments
+
+
+def compare_trace(lm: LanguageModel, fact: Fact, sd: float, samples: int, cells: int, bound: float = 1e-4) -> Row:
+    """Tracing of one fact, MLP, window 5: every token from the subject on, every layer."""
+    noise = NoiseTable(0, fact.fact_id, sd, samples, jobs.embedding_width(lm))
+    prompt = known.fact_prompt(lm, fact)
+    memory = budget(None, lm.device, gradient=False)
+    rows = rows_within(lm, memory, len(prompt.reads) * prompt.target_start, gradient=False)
+
+    def fast() -> Any:
+        traced = FactTrace(lm, prompt, noise, samples)
+        return traced, traced.fast("mlp", 5, rows)
+
+    seconds, (traced, trace) = timed(fast, 3)
+    assert prompt.subject is not None
+    tokens = range(prompt.subject[0], prompt.target_start)
+    spread = np.linspace(0, len(tokens) * lm.n_layers - 1, cells).astype(int)
+    plain, worst = [], 0.0
+    for cell in spread:
+        token, layer = tokens[cell // lm.n_layers], int(cell % lm.n_layers)
+        took, restored = timed(lambda token=token, layer=layer: traced.plain_cell("mlp", 5, token, layer))  # type: ignore[misc]
+        plain.append(took)
+        worst = max(worst, abs(restored - float(trace.restored[token, layer])))
+    whole = statistics.mean(plain) * len(tokens) * lm.n_layers
+    name = f"tracing, {len(tokens)} tokens x {lm.n_layers} layers"
+    return Row(name, whole, seconds, worst, "probability", bound)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem of the fact, ready to be edited and scored."""
+
+    problem: str
+    request: EditRequest
+    measurement: Measurement
+
+
+def cases(lm: LanguageModel, params: Params, fact: Fact, sd: float, names: Sequence[str]) -> list[Case]:
+    """The requests and measurements of each problem, with the prompts of a default run."""
+    result = []
+    for name in names:
+        problem = problems.PROBLEMS[name]
+        draws = params.edit.forcing_noise_samples if problem.noised else params.noise.samples
+        noise = NoiseTable(params.seed, fact.fact_id, sd, draws, jobs.embedding_width(lm))
+        prompt = known.fact_prompt(lm, fact)
+        o_noise = problems.noised_answer(lm, prompt, noise, draws) if problem.target == "noise" else None
+        target, baseline = problems.objects(problem, fact, o_noise)
+        if target == baseline:  # what the run drops; for a timing any other object does
+            target = fact.target_false
+        used = noise if problem.noised else None
+        prompts = tuple(
+            tokenize(
+                lm.tokenizer,
+                prefix + fact.text,
+                subject=fact.subject,
+                subject_at=len(prefix) + fact.subject_at,
+                target=target,
+                add_bos=lm.add_bos,
+            )
+            for prefix in PREFIXES
+        )
+        essence = tokenize(lm.tokenizer, f"{fact.subject} is a", subject=fact.subject, subject_at=0, add_bos=lm.add_bos)
+        request = EditRequest(fact.fact_id, prompts, essence, used, problem.minimise)
+        asked = questions(lm, fact, target, baseline, draws if problem.noised else 0)
+        result.append(Case(name, request, Measurement(lm, asked, used)))
+    return result
+
+
+def compare_edits(
+    lm: LanguageModel,
+    params: Params,
+    work: Sequence[Case],
+    whiteners: Mapping[int, Whitener | UserError],
+    layers: Sequence[int],
+    sample: int,
+    bounds: tuple[float, float] = (1e-3, 1e-3),
+) -> tuple[Row, Row, list[str]]:
+    """ROME at `layers` for each case, and scoring; the plain path on `sample` edits spread over depth and problems.
+
+    Returns the rows of editing and of scoring, and a line for each sampled edit whose v* differs by more than its
+    bound.
+    """
+    memory = budget(None, lm.device, gradient=True), budget(None, lm.device, gradient=False)
+    edit_seconds = score_seconds = 0.0
+    edits: dict[str, list[Edit]] = {}
+    after: dict[str, np.ndarray] = {}
+    for case in work:
+        settings = jobs.rome_settings(params, case.problem)
+        reads = sum(len(prompt.reads) for prompt in case.request.prompts) + 1
+        rome = Rome(settings, whiteners, "fast", rows_within(lm, memory[0], reads, gradient=True))
+        took, edits[case.problem] = timed(lambda rome=rome, case=case: rome.edit(lm, case.request, layers))  # type: ignore[misc]
+        edit_seconds += took
+
+        def rows(suffix: Suffix, case: Case = case) -> int:
+            return rows_within(lm, memory[1], len(case.measurement.nodes), gradient=False)(suffix)
+
+        took, after[case.problem] = timed(
+            lambda case=case, rows=rows: case.measurement.after(edits[case.problem], rows)  # type: ignore[misc]
+        )
+        score_seconds += took
+    plain_edit, plain_score, worst_value, worst_p, odd = [], [], 0.0, 0.0, []
+    for i, at in enumerate(np.linspace(0, len(layers) - 2, sample).astype(int)):
+        case = work[i % len(work)]
+        rome = Rome(jobs.rome_settings(params, case.problem), whiteners, "plain")
+        took, (slow,) = timed(lambda rome=rome, case=case, at=at: rome.edit(lm, case.request, [layers[at]]))  # type: ignore[misc]
+        plain_edit.append(took)
+        fast = edits[case.problem][at]
+        difference = value_difference(lm, case.request, fast, slow)
+        if difference > bounds[0]:
+            odd.append(f"{case.problem}, block {layers[at]}: v* differs by {difference:.1e}")
+        worst_value = max(worst_value, difference)
+        took, probabilities = timed(lambda case=case, slow=slow: case.measurement.plain(slow))  # type: ignore[misc]
+        plain_score.append(took)
+        worst_p = max(worst_p, float(np.abs(probabilities - after[case.problem][at]).max()))
+    count = len(work) * len(layers)
+    edit_row = Row(
+        f"ROME, {len(layers)} blocks x {len(work)} problems",
+        statistics.mean(plain_edit) * count,
+        edit_seconds,
+        worst_value,
+        "relative v*",
+        bounds[0],
+    )
+    score_row = Row(
+        "scoring of those", statistics.mean(plain_score) * count, score_seconds, worst_p, "probability", bounds[1]
+    )
+    return edit_row, score_row, odd
+
+
+def value_difference(lm: LanguageModel, request: EditRequest, one: Edit, other: Edit) -> float:
+    """|v*_one - v*_other| / |v*_other|, with v* = v0 + left (right . k) for the bare prompt's key k."""
+    bare = replace(request, prompts=request.prompts[:1])
+    from pipeline.editors.rome import _Prepared
+
+    site = _Prepared(lm, bare).site(one.layer)
+    values = [site.v0.double() + e.updates[0].left * (e.updates[0].right @ site.keys[0].double()) for e in (one, other)]
+    return float((values[0] - values[1]).norm() / values[1].norm())
