@@ -32,12 +32,12 @@ from pipeline.prompts import tokenize
 from pipeline.tracing import FactTrace
 
 RIDGE = 0.01  # the benchmark's text is too short for a second moment of full rank
-PREFIXES = ("", "The weather was fine. ", "On the way home they talked about the news. ")
+PREFIXES: tuple[str, ...] = ("", "The weather was fine. ", "On the way home they talked about the news. ")
 
 
 @dataclass
 class Row:
-    """One line of the table. seconds for the whole sweep; difference in the unit that `of` names; bound on it."""
+    """One line of the table. seconds for the whole sweep of `units`; difference in what `of` names; bound on it."""
 
     what: str
     plain: float
@@ -45,6 +45,7 @@ class Row:
     difference: float
     of: str
     bound: float
+    units: int
 
     @property
     def ratio(self) -> float:
@@ -113,7 +114,9 @@ def compare_moments(
         plain = sum(parts).cpu() / sum(batch.numel() for batch in batches)  # type: ignore[union-attr]
         worst = max(worst, float((plain - moments[layer]).norm() / plain.norm()))
     plain_seconds = statistics.median(seconds) * lm.n_layers
-    return Row(f"second moments, {lm.n_layers} blocks", plain_seconds, fast, worst, "relative C", 1e-4), moments
+    return Row(
+        f"second moments, {lm.n_layers} blocks", plain_seconds, fast, worst, "relative C", 1e-4, lm.n_layers
+    ), moments
 
 
 def compare_trace(lm: LanguageModel, fact: Fact, sd: float, samples: int, cells: int, bound: float = 1e-4) -> Row:
@@ -139,7 +142,7 @@ def compare_trace(lm: LanguageModel, fact: Fact, sd: float, samples: int, cells:
         worst = max(worst, abs(restored - float(trace.restored[token, layer])))
     whole = statistics.mean(plain) * len(tokens) * lm.n_layers
     name = f"tracing, {len(tokens)} tokens x {lm.n_layers} layers"
-    return Row(name, whole, seconds, worst, "probability", bound)
+    return Row(name, whole, seconds, worst, "probability", bound, len(tokens) * lm.n_layers)
 
 
 @dataclass(frozen=True)
@@ -236,11 +239,36 @@ def compare_edits(
         worst_value,
         "relative v*",
         bounds[0],
+        count,
     )
     score_row = Row(
-        "scoring of those", statistics.mean(plain_score) * count, score_seconds, worst_p, "probability", bounds[1]
+        "scoring of those",
+        statistics.mean(plain_score) * count,
+        score_seconds,
+        worst_p,
+        "probability",
+        bounds[1],
+        count,
     )
     return edit_row, score_row, odd
+
+
+def optimisation_flops(lm: LanguageModel, work: Sequence[Case], layers: Sequence[int], steps: int) -> float:
+    """Multiplications and additions of the fast path's optimisation, matrix products alone.
+
+    A live token costs two operations a weight of each block above the edit forward and as many backward, a read
+    position as many a weight of the head.
+    """
+    block = sum(p.numel() for p in lm.arch.blocks[0].parameters() if p.ndim == 2)
+    head = lm.arch.head.weight.numel()
+    total = 0.0
+    for case in work:
+        prompts = case.request.prompts
+        live = sum(len(prompt.ids) - 1 - prompt.last_subject for prompt in prompts) + 1
+        reads = sum(len(prompt.reads) for prompt in prompts) + 1
+        above = sum(lm.n_layers - 1 - layer for layer in layers)
+        total += 4.0 * steps * (live * block * above + reads * head * len(layers))
+    return total
 
 
 def value_difference(lm: LanguageModel, request: EditRequest, one: Edit, other: Edit) -> float:
