@@ -13,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -98,6 +99,10 @@ def _run_in_processes(job: Job, root: Path, units: Sequence[Unit], workers: int,
                     "if memory ran out, lower compute.workers or compute.memory in params.yaml"
                 ) from error
             say(f"a worker process of {job.step} died; starting anew with the {len(left)} {job.noun} that are left")
+        except BaseException:  # Ctrl-C, or an error in a worker: what is in flight is given up
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -108,7 +113,8 @@ _worker: Callable[[Unit], str] | None = None
 def _start_worker(job: Job, root: Path, slots: Any) -> None:
     """What a worker process does first: load the model."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it stops handing out units
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if torch.cuda.is_available():
         with slots.get_lock():
             slot, slots.value = slots.value, slots.value + 1
@@ -120,6 +126,14 @@ def _start_worker(job: Job, root: Path, slots: Any) -> None:
         return unit.key
 
     _worker = work
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _compute(unit: Unit) -> str:

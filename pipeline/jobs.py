@@ -37,7 +37,7 @@ from pipeline.store import Store, code_version
 from pipeline.tables import to_arrow
 from pipeline.tracing import FactTrace
 
-_FORWARD = ("pipeline.models", "pipeline.prompts", "pipeline.forward")
+_SHARED = ("pipeline.models", "pipeline.prompts", "pipeline.forward", "pipeline.jobs", "pipeline.known")
 
 
 def common(params: Params, model: dict[str, Any], *modules: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def common(params: Params, model: dict[str, Any], *modules: str) -> dict[str, An
         "add_bos": params.model.add_bos,
         "path": params.compute.path,
         "tf32": params.compute.tf32,
-        "code": code_version(*_FORWARD, *modules),
+        "code": code_version(*_SHARED, *modules),
     }
 
 
@@ -102,7 +102,7 @@ class KnownJob:
 
     def units(self) -> Sequence[Unit]:
         settings = self.params.facts.known
-        depends = common(self.params, self.model, "pipeline.known")
+        depends = common(self.params, self.model)
         within = settings.within_tokens if settings.rule == "within" else None
         units = []
         for low in range(0, len(self.facts), known.PACK):
@@ -143,7 +143,8 @@ class TraceJob:
     noun = "traces"
 
     def units(self) -> Sequence[Unit]:
-        depends = common(self.params, self.model, "pipeline.tracing", "pipeline.noise", "pipeline.seeds")
+        modules = ("noise", "plain", "seeds", "tracing")
+        depends = common(self.params, self.model, *(f"pipeline.{name}" for name in modules))
         depends |= {"seed": self.params.seed, "sd": self.sd, "samples": self.params.noise.samples}
         return [
             Unit(
@@ -289,7 +290,7 @@ class _EditWorker:
             target, baseline = problems.objects(self.problem, fact, o_noise)
             if not target:
                 raise _NotEdited("dropped: under noise the model goes on with no word")
-            if target == baseline:
+            if o_noise is not None and problems.same_answer(o_noise, fact.target_true):
                 raise _NotEdited("dropped: under noise the model still says target_true")
             forcing = self.params.edit.forcing_noise_samples if self.problem.noised else 0
             asked = questions(self.lm, fact, target, baseline, forcing)

@@ -75,6 +75,12 @@ def noised_answer(lm: LanguageModel, prompt: Prompt, noise: NoiseTable, samples:
     return answer.strip()
 
 
+def same_answer(o_noise: str, target_true: str) -> bool:
+    """Whether o_noise, which is one word, is how target_true begins: then the noised model still says the fact."""
+    rest = target_true[len(o_noise) :]
+    return target_true.startswith(o_noise) and not rest[:1].isalnum()
+
+
 def objects(problem: Problem, fact: Fact, o_noise: str | None) -> tuple[str, str]:
     """(target, baseline): the object the problem is about, and the one it is compared with."""
     if problem.target == "false":

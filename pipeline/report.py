@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.errors import UserError
 from pipeline.plots import facts_phrase, words
 from pipeline.regression import chance_r2_diff
-from pipeline.tables import write_bytes
+from pipeline.tables import read_json, write_bytes
 
 PAPER_COLUMNS = (
     "score",
@@ -165,16 +165,6 @@ def manifest(
             for timing in sorted(timings, key=lambda timing: str(timing["stage"]))
         },
     }
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises UserError where it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run dvc repro, which makes it") from None
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}); delete it and run dvc repro again") from None
 
 
 def read_timings(folder: Path) -> list[dict[str, Any]]:

@@ -33,7 +33,9 @@ def key(params: Params, model: dict[str, Any]) -> str:
         seed=params.seed,
         settings=params.statistics.model_dump(exclude={"ridge"}),
         layers=params.edit.layer_list(model["layers"]),
-        code=code_version("pipeline.covariance", "pipeline.sampling", "pipeline.seeds"),
+        code=code_version(
+            *(f"pipeline.{name}" for name in ("covariance", "models", "sampling", "seeds", "statistics"))
+        ),
     )
 
 

@@ -45,6 +45,16 @@ def read(path: Path) -> pd.DataFrame:
     return table.to_pandas()
 
 
+def read_json(path: Path) -> Any:
+    """A JSON file's content. Raises UserError where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run dvc repro, which makes it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error}); delete it and run dvc repro again") from None
+
+
 def write_json(value: Any, path: Path) -> None:
     """Write indented JSON, whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

@@ -8,9 +8,8 @@ from typing import Any
 from pipeline.facts import Fact, kept_facts
 from pipeline.jobs import noise_sd
 from pipeline.params import Params, check_against_model
-from pipeline.report import read_json
 from pipeline.store import Store
-from pipeline.tables import read
+from pipeline.tables import read, read_json
 
 DATA = Path("data")
 

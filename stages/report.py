@@ -7,7 +7,7 @@ import pandas as pd
 from pipeline import figures, report
 from pipeline.params import Params
 from pipeline.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
-from pipeline.tables import read, write_bytes, write_json
+from pipeline.tables import read, read_json, write_bytes, write_json
 from stages._run import run_stage
 
 
@@ -19,7 +19,7 @@ def main(params: Params) -> None:
     names = [f"{method}-{problem}" for method in params.edit.methods for problem in params.edit.problems]
     edits = pd.concat([read(data / "edits" / f"{name}.parquet") for name in names], ignore_index=True)
     paper = report.read_paper(data / "paper" / "hase2023_r2.csv")
-    model = report.read_json(data / "model.json")
+    model = read_json(data / "model.json")
     settings = params.regressions
     resampling = (settings.bootstrap_samples, settings.confidence, params.seed)
 
@@ -36,7 +36,7 @@ def main(params: Params) -> None:
     saved = [report.Picture(plot.title, plot.caption, *plot.save(out / "figures", params.report.dpi)) for plot in plots]
     run = report.manifest(
         model,
-        report.read_json(data / "statistics" / "manifest.json"),
+        read_json(data / "statistics" / "manifest.json"),
         params.model_dump(mode="json"),
         report.read_timings(data / "timings"),
     )

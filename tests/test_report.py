@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.plots import Plot, fitted_line
 from pipeline.regression import regression_table
 from pipeline.scores import count_edits, rewrite_by_layer_table, score_table, trace_by_layer_table
+from pipeline.tables import read_json
 from tests.synthetic import PROBLEMS, Run, make_run
 
 NASTY = "<script>alert('$x$ & y')</script>"
@@ -350,10 +351,10 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no column method but must have"):
         report.read_paper(tmp_path / "paper.csv")
     with pytest.raises(UserError, match=r"model\.json: no such file; run dvc repro"):
-        report.read_json(tmp_path / "model.json")
+        read_json(tmp_path / "model.json")
     (tmp_path / "model.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"model\.json: is not JSON"):
-        report.read_json(tmp_path / "model.json")
+        read_json(tmp_path / "model.json")
     assert report.read_timings(tmp_path / "timings") == []
 
 

@@ -316,7 +316,7 @@ def plain_delta(
             chosen = torch.cat([logits[reads[:, 0], reads[:, 1]], logits[-1, request.essence.last_subject][None]])[None]
             loss, least = objective(chosen, delta[None], v0_norm[None])
             if not reached:
-                value = float(loss)
+                value = float(loss.detach())
                 break
             loss.sum().backward()
             optimiser.step()
