@@ -70,9 +70,20 @@ class Architecture:
     def __init__(self, model: Any, names: Names):
         self.model, self.names = model, names
         self.config: Any = model.config
-        self.blocks: list[Any] = list(self._find(model, names.blocks))
+        blocks = self._find(model, names.blocks)
+        if not isinstance(blocks, nn.ModuleList | nn.Sequential):
+            raise UserError(
+                f"model.names.blocks is {names.blocks!r}, which in {type(model).__name__} is no list of blocks "
+                f"but {type(blocks).__name__}; give the path of the list"
+            )
+        self.blocks: list[Any] = list(blocks)
         self.attns: list[Any] = [self._find(block, names.attn) for block in self.blocks]
         self.down_projs: list[Any] = [self._find(block, names.down_proj) for block in self.blocks]
+        if any(getattr(getattr(module, "weight", None), "ndim", 0) != 2 for module in self.down_projs):
+            raise UserError(
+                f"model.names.down_proj is {names.down_proj!r}, which in {type(model).__name__} is no linear map "
+                f"but {type(self.down_projs[0]).__name__}; give the path of the MLP's last linear map"
+            )
         self.mlp_norms: list[Any] = [
             None if names.mlp_norm is None else self._find(block, names.mlp_norm) for block in self.blocks
         ]
@@ -244,7 +255,6 @@ def load(settings: Any, seed: int) -> LanguageModel:
     an unknown family and an encoder.
     """
     import transformers
-    from safetensors import SafetensorError
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -260,20 +270,29 @@ def load(settings: Any, seed: int) -> LanguageModel:
     }
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             dtype=getattr(torch, settings.dtype),
             use_safetensors=None if settings.allow_pickle else True,
             device_map=settings.device_map,
+            ignore_mismatched_sizes=True,  # they are told below, by name
+            output_loading_info=True,
             **common,
         )
-    except (OSError, ValueError, SafetensorError, RuntimeError, KeyError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # a damaged file ends in any of a dozen kinds
+        first = (str(error).strip().splitlines() or [""])[0].split(". ")[0].rstrip(".") or type(error).__name__
         raise UserError(
-            f"model.name {settings.name!r} could not be loaded ({first_line[:300]}); it must be packaged:NAME, "
+            f"model.name {settings.name!r} could not be loaded ({first[:300]}); it must be packaged:NAME, "
             "trained:tiny, a local folder with config.json, tokenizer and safetensors of a causal language model, "
             "or a reachable hub name"
         ) from error
+    model, told = loaded
+    # transformers would go on with random numbers in their place.
+    if wrong := sorted({*told["missing_keys"], *(key[0] for key in told["mismatched_keys"])}):
+        raise UserError(
+            f"the weights of model.name {settings.name!r} do not fit its config.json: {wrong[0]} is missing or of "
+            f"another shape ({len(wrong)} tensors in all); fetch the model again"
+        )
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {settings.name!r} gives no character offsets; a fast tokenizer is needed")
     if settings.device_map is None:
@@ -301,6 +320,8 @@ def check_folder(folder: Path, allow_pickle: bool) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'} holds a {type(config).__name__}; a model's settings are a mapping")
     if config.get("is_encoder_decoder") or str(config.get("model_type", "")).startswith(("bert", "roberta", "t5")):
         raise UserError(f"{folder} holds a {config.get('model_type')!r} model; a causal (decoder-only) model is needed")
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -325,9 +346,12 @@ def check_safetensors(path: Path) -> None:
             raise UserError(f"{path} is damaged or truncated: its header does not fit its {size} bytes; fetch it again")
         try:
             header = json.loads(file.read(length))
+            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
         except ValueError as error:
             raise UserError(f"{path} is damaged: its header is not JSON; fetch it again") from error
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: its header does not describe tensors; fetch it again") from error
+    end = max(ends, default=0)
     if size != 8 + length + end:
         raise UserError(
             f"{path} is truncated or damaged: {size} bytes found, {8 + length + end} expected; fetch it again"
