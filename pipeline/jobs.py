@@ -46,10 +46,15 @@ def common(params: Params, model: dict[str, Any], *modules: str) -> dict[str, An
         "model": model["fingerprint"],
         "dtype": params.model.dtype,
         "add_bos": params.model.add_bos,
-        "path": params.compute.path,
+        "path": path(params, model),
         "tf32": params.compute.tf32,
         "code": code_version(*_SHARED, *modules),
     }
+
+
+def path(params: Params, model: dict[str, Any]) -> str:
+    """fast or plain: what params ask for, where the model can be run from the middle."""
+    return params.compute.path if model["fast_path"] else "plain"
 
 
 def set_up(params: Params, *, alone: bool = False) -> LanguageModel:
@@ -172,7 +177,7 @@ class TraceJob:
                 noise = NoiseTable(params.seed, fact.fact_id, self.sd, params.noise.samples, embedding_width(lm))
                 last[fact.fact_id] = FactTrace(lm, known.fact_prompt(lm, fact), noise, params.noise.samples)
             traced = last[fact.fact_id]
-            if params.compute.path == "plain" or not lm.arch.mlp_adds:
+            if path(params, self.model) == "plain":
                 trace = traced.plain(module, window)
             else:
                 reads = len(traced.prompt.reads) * traced.prompt.target_start
@@ -266,7 +271,7 @@ class _EditWorker:
     def __init__(self, job: EditJob, lm: LanguageModel):
         self.job, self.lm, self.params = job, lm, job.params
         self.problem = problems.PROBLEMS[job.problem]
-        self.path = self.params.compute.path if lm.arch.mlp_adds else "plain"
+        self.path = path(self.params, job.model)
         self.whiteners = {layer: self._whitener(layer) for layer in job.layers}
 
     def _whitener(self, layer: int) -> Whitener | UserError:

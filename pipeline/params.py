@@ -133,6 +133,9 @@ class ModuleNames(Section):
     down_proj: ModulePath = Field(description="the path of the MLP's last linear map in a block, such as mlp.c_proj")
     final_norm: ModulePath = Field(description="the path of the last normalization, such as transformer.ln_f")
     head: ModulePath = Field(description="the path of the map from the last block to the vocabulary, such as lm_head")
+    mlp_norm: ModulePath | None = Field(
+        default=None, description="the path of a norm between MLP and residual stream in a block, or null for none"
+    )
 
 
 class ModelParams(Section):

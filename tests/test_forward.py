@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.forward import Suffix, climb, log_probabilities, record
+from pipeline.forward import Suffix, climb, log_probabilities, record, resumes
 from pipeline.models import LanguageModel
 from pipeline.plain import Batch, full_logits, target_probabilities
 from pipeline.prompts import Prompt, pack
@@ -80,6 +80,16 @@ def test_target_probability_is_the_product_over_its_tokens(lm: LanguageModel) ->
     hidden = record(lm, pack([prompt.ids[:-1]])).h[-1][:, list(prompt.reads)]
     logs = log_probabilities(lm, hidden, torch.tensor([prompt.target_ids]))
     assert logs.sum().exp().item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_a_model_that_can_be_run_from_the_middle_says_so(lm: LanguageModel) -> None:
+    assert resumes(lm)
+
+
+def test_a_norm_that_nothing_names_is_noticed() -> None:
+    lm = random_model("olmo2")
+    lm.arch.mlp_norms[:] = [None] * lm.n_layers
+    assert not resumes(lm)
 
 
 def test_hooks_are_gone_afterwards() -> None:

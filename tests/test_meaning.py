@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 
 from pipeline import jobs, noise, params, problems, statistics
 from pipeline.facts import Fact, Known, choose, read_facts, trim
+from pipeline.forward import resumes
 from pipeline.known import fact_prompt
 from pipeline.models import LanguageModel
 from pipeline.noise import NoiseTable
@@ -80,7 +81,7 @@ def world(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         facts={"path": str(TINY_FACTS), "count": FACTS},
     )
     lm = jobs.set_up(settings)
-    model = lm.describe()
+    model = lm.describe() | {"fast_path": resumes(lm)}
     weights = {name: value.clone() for name, value in lm.model.state_dict().items()}
     facts = trim(read_facts(settings.facts.source, TINY_FACTS, 0), 3, 3)
     # Every worker gets this one model, so that a weight that one of them leaves changed would be seen.
