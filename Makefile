@@ -62,7 +62,7 @@ fuzz: $(READY)  ## the facts readers on broken input, for FUZZ_SECONDS (300)
 clean:  ## remove tables, reports and the tools' caches; keep .venv, models and results kept per fact
 	rm -rf data/*.parquet data/*.json data/edits data/statistics data/timings dvc_plots build ./*.egg-info
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find reports -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} + 2>/dev/null || true
+	find reports -mindepth 1 -maxdepth 1 ! -name reference ! -name default-run -exec rm -rf {} + 2>/dev/null || true
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # The Python that .venv is made from: PYTHON where given, else the first that is new enough.

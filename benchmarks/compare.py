@@ -56,6 +56,20 @@ class Row:
         return self.difference <= self.bound
 
 
+def together(what: str, rows: Sequence[Row]) -> Row:
+    """Several rows of one kind as one: seconds add up, the largest difference stands."""
+    first = rows[0]
+    return Row(
+        what,
+        sum(row.plain for row in rows),
+        sum(row.fast for row in rows),
+        max(row.difference for row in rows),
+        first.of,
+        first.bound,
+        sum(row.units for row in rows),
+    )
+
+
 def timed(work: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
     """(median seconds, last result)."""
     seconds, result = [], None
@@ -68,15 +82,15 @@ def timed(work: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
     return statistics.median(seconds), result
 
 
-def known_fact(lm: LanguageModel, params: Params) -> tuple[Fact, float]:
-    """The first fact that a run with `params` uses out of a few groups, and the noise's standard deviation."""
+def known_facts(lm: LanguageModel, params: Params, count: int) -> tuple[list[Fact], float]:
+    """The first facts that a run with `params` uses out of a few groups, and the noise's standard deviation."""
     file = of_relations(
         read_fact_file(params.facts.source, Path(params.facts.path), params.seed), params.facts.relations
     )
     some = trim(file.facts[: 4 * known.PACK], params.facts.max_paraphrases, params.facts.max_neighborhood)
-    chosen = choose(some, known.measure(lm, some, None), params.facts.known, 1)
+    chosen = choose(some, known.measure(lm, some, None), params.facts.known, count)
     sd = jobs.noise_sd(params, embedding_sd(lm, (fact.subject for fact in file.facts)))
-    return next(fact for fact, (kept, _) in zip(some, chosen, strict=True) if kept), sd
+    return [fact for fact, (kept, _) in zip(some, chosen, strict=True) if kept], sd
 
 
 def text(lm: LanguageModel, facts: Sequence[Fact], tokens: int, length: int = 64) -> list[torch.Tensor]:

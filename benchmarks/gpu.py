@@ -115,7 +115,7 @@ def main() -> int:
     peak = matrix_peak(device, dtype, 8192 if device.type == "cuda" else 1024)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     result: dict[str, Any] = {"device": name, "torch": torch.__version__, "dtype": "float32", "matrix_peak_flops": peak}
-    fact, sd = compare.known_fact(embedded, settings)
+    (fact,), sd = compare.known_facts(embedded, settings, 1)
     result["embedded"] = rates(embedded, settings, tuple(range(embedded.n_layers)), fact, sd, asked.plain, peak)
     say("embedded model done")
     compare.PREFIXES = tuple([""] + ["The weather was fine that day. "] * (PAPER_PREFIXES - 1))

@@ -29,6 +29,7 @@ from stages._run import Peak
 
 RESULTS = Path("benchmarks/results.json")
 PLAIN_EDITS, PLAIN_CELLS, PLAIN_PASSES = 10, 12, (0, 15, 29)
+TRACED = 3  # facts
 DEPTHS, FACTS = (8, 15, 30), (1, 2, 4)
 
 
@@ -56,14 +57,16 @@ def main() -> int:
     settings = settings.model_copy(update={"compute": compute})
     with Peak() as peak:
         lm = jobs.set_up(settings)
-        fact, sd = compare.known_fact(lm, settings)
-        say(f"fact {fact.fact_id}: {fact.text} | {fact.target_true}")
+        facts, sd = compare.known_facts(lm, settings, TRACED)
+        fact = facts[0]
+        say(f"edited: {fact.text} | {fact.target_true}")
         every = read_fact_file(settings.facts.source, Path(settings.facts.path), settings.seed).facts
         batches = compare.text(lm, every, 4096)
         moments_row, moments = compare.compare_moments(lm, batches, PLAIN_PASSES)
         whiteners = {layer: Whitener(moment, compare.RIDGE) for layer, moment in moments.items()}
         say("second moments done")
-        trace_row = compare.compare_trace(lm, fact, sd, settings.noise.samples, PLAIN_CELLS)
+        traces = [compare.compare_trace(lm, each, sd, settings.noise.samples, PLAIN_CELLS) for each in facts]
+        trace_row = compare.together(f"tracing, {TRACED} facts", traces)
         say("tracing done")
         work = compare.cases(lm, settings, fact, sd, settings.edit.problems)
         layers = range(lm.n_layers)

@@ -66,7 +66,6 @@ def set_up(params: Params, *, alone: bool = False) -> LanguageModel:
     torch.set_num_threads(threads * workers if alone else threads)
     torch.backends.cuda.matmul.allow_tf32 = params.compute.tf32
     torch.backends.cudnn.allow_tf32 = params.compute.tf32
-    torch.set_flush_denormal(True)
     lm = models.load(params.model, params.seed)
     if params.compute.compile:
         for block in lm.arch.blocks:

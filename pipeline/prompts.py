@@ -69,6 +69,8 @@ def tokenize(
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
     target_start = len(ids)
+    if target and not target.strip():
+        raise UserError(f"target {target!r} of prompt {text!r} comes to no tokens; give a target with visible text")
     if target:
         target_start = next((i for i, (_, end) in enumerate(offsets) if end > len(text)), len(ids))
         # A token that is only the space before the target (SentencePiece does this) belongs to the target.
