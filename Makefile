@@ -11,14 +11,13 @@ READY := $(VENV)/.ready
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet
 TORCH := 2.13.0
 PRESETS := $(patsubst presets/%.yaml,%,$(wildcard presets/*.yaml))
-FUZZ_SECONDS ?= 300
 PYTEST_ARGS ?=
 
 # DVC runs the stages' `python`: it has to be the one in .venv.
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro test lint bench bench-gpu fuzz clean
+.PHONY: help setup repro test lint bench bench-gpu clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -55,9 +54,6 @@ bench: $(READY)  ## speed and memory beside the plain path
 
 bench-gpu: $(READY)  ## the same on a GPU
 	@python -m benchmarks.gpu
-
-fuzz: $(READY)  ## the facts readers on broken input, for FUZZ_SECONDS (300)
-	@python -m tests.fuzz_facts --seconds $(FUZZ_SECONDS)
 
 clean:  ## remove tables, reports and the tools' caches; keep .venv, models and results kept per fact
 	rm -rf data/*.parquet data/*.json data/edits data/statistics data/timings dvc_plots build ./*.egg-info
