@@ -28,7 +28,6 @@ from pipeline.memory import budget, rows_within
 from pipeline.models import LanguageModel
 from pipeline.noise import NoiseTable, embedding_sd
 from pipeline.params import Params
-from pipeline.prompts import tokenize
 from pipeline.tracing import FactTrace
 
 RIDGE = 0.01  # the benchmark's text is too short for a second moment of full rank
@@ -181,19 +180,7 @@ def cases(lm: LanguageModel, params: Params, fact: Fact, sd: float, names: Seque
         if target == baseline:  # what the run drops; for a timing any other object does
             target = fact.target_false
         used = noise if problem.noised else None
-        prompts = tuple(
-            tokenize(
-                lm.tokenizer,
-                prefix + fact.text,
-                subject=fact.subject,
-                subject_at=len(prefix) + fact.subject_at,
-                target=target,
-                add_bos=lm.add_bos,
-            )
-            for prefix in PREFIXES
-        )
-        essence = tokenize(lm.tokenizer, f"{fact.subject} is a", subject=fact.subject, subject_at=0, add_bos=lm.add_bos)
-        request = EditRequest(fact.fact_id, prompts, essence, used, problem.minimise)
+        request = jobs.edit_request(lm, problem, fact, target, PREFIXES, used)
         asked = questions(lm, fact, target, baseline, draws if problem.noised else 0)
         result.append(Case(name, request, Measurement(lm, asked, used)))
     return result

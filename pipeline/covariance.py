@@ -55,12 +55,11 @@ def second_moments(
     def feed(layer: int) -> Callable[..., None]:
         return lambda _module, args: moments[layer].add(args[0].reshape(-1, args[0].shape[-1]))
 
-    body = lm.model.get_decoder() if hasattr(lm.model, "get_decoder") else lm.model.base_model
     with ExitStack() as stack:
         for layer in layers:
             stack.callback(lm.arch.down_projs[layer].register_forward_pre_hook(feed(layer)).remove)
         for batch in batches:
-            body(input_ids=batch.to(lm.device), use_cache=False)
+            lm.body(input_ids=batch.to(lm.device), use_cache=False)
             progress(batch.numel())
     return {layer: moment.mean().cpu() for layer, moment in moments.items()}
 

@@ -120,8 +120,7 @@ def record(
             for module in arch.attns:
                 stack.callback(module.register_forward_hook(lambda _m, _a, out: attn_out.append(first(out))).remove)
         stack.enter_context(added_to_embeddings(lm, spread))
-        body = lm.model.get_decoder() if hasattr(lm.model, "get_decoder") else lm.model.base_model
-        body(
+        lm.body(
             input_ids=packed.ids.to(device)[None].expand(batch, -1),
             position_ids=packed.positions.to(device)[None],
             attention_mask=mask.expand(batch, -1, -1, -1),

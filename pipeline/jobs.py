@@ -264,6 +264,30 @@ class EditJob:
         return lambda unit: to_arrow(worker.frame(unit.item))
 
 
+def edit_request(
+    lm: LanguageModel,
+    problem: problems.Problem,
+    fact: Fact,
+    target: str,
+    prefixes: Sequence[str],
+    noise: NoiseTable | None,
+) -> EditRequest:
+    """The fact's prompt after each of `prefixes`, and "{subject} is a", tokenized for an editor."""
+    prompts = tuple(
+        tokenize(
+            lm.tokenizer,
+            prefix + fact.text,
+            subject=fact.subject,
+            subject_at=len(prefix) + fact.subject_at,
+            target=target,
+            add_bos=lm.add_bos,
+        )
+        for prefix in prefixes
+    )
+    essence = tokenize(lm.tokenizer, f"{fact.subject} is a", subject=fact.subject, subject_at=0, add_bos=lm.add_bos)
+    return EditRequest(fact.fact_id, prompts, essence, noise, problem.minimise)
+
+
 class _EditWorker:
     """Edits facts one after the other with one model."""
 
@@ -303,7 +327,7 @@ class _EditWorker:
             before = measurement.before()
             if self.problem.minimise and before[0, 0] < self.params.edit.erasure_min_p:
                 raise _NotEdited(f"dropped: p(true) is below {self.params.edit.erasure_min_p:g}")
-            edits = self._edit(self._request(fact, target, used))
+            edits = self._edit(edit_request(self.lm, self.problem, fact, target, self.job.prefixes, used))
             after = self._after(measurement, edits, asked)
         except (UserError, _NotEdited) as error:
             reason = str(error) if isinstance(error, _NotEdited) else f"failed: {error}"
@@ -315,23 +339,6 @@ class _EditWorker:
 
     def _draws(self) -> int:
         return self.params.edit.forcing_noise_samples if self.problem.noised else self.params.noise.samples
-
-    def _request(self, fact: Fact, target: str, noise: NoiseTable | None) -> EditRequest:
-        at = fact.subject_at
-        lm = self.lm
-        prompts = tuple(
-            tokenize(
-                lm.tokenizer,
-                prefix + fact.text,
-                subject=fact.subject,
-                subject_at=len(prefix) + at,
-                target=target,
-                add_bos=lm.add_bos,
-            )
-            for prefix in self.job.prefixes
-        )
-        essence = tokenize(lm.tokenizer, f"{fact.subject} is a", subject=fact.subject, subject_at=0, add_bos=lm.add_bos)
-        return EditRequest(fact.fact_id, prompts, essence, noise, self.problem.minimise)
 
     def _edit(self, request: EditRequest) -> list[Edit]:
         settings = rome_settings(self.params, self.job.problem)

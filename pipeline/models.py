@@ -172,6 +172,11 @@ class LanguageModel:
     def n_layers(self) -> int:
         return self.arch.n_layers
 
+    @property
+    def body(self) -> Any:
+        """The model without its head."""
+        return self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.base_model
+
     def describe(self) -> dict[str, Any]:
         """What data/model.json and the report's manifest say of the model."""
         return {
