@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from pipeline.models import LanguageModel
 from pipeline.prompts import Packed, pack
@@ -85,6 +84,8 @@ def record(
     noise: (B, M, d), added to the embeddings of the tokens whose `packed.noise` names a row of it; B samples are
     run as one batch. The result has B = 1 without noise.
     """
+    from transformers import DynamicCache
+
     arch, device = lm.arch, lm.device
     batch = 1 if noise is None else noise.shape[0]
     spread = None

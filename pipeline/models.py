@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import packaged, tiny
+from pipeline import packaged
 from pipeline.errors import UserError
 
 MODELS_FOLDER = Path("data/models")
@@ -244,6 +244,8 @@ def locate(name: str, revision: str | None, *, seed: int, tiny_facts: Path | Non
     if kind == "trained":
         if rest != "tiny":
             raise UserError(f"model.name {name!r} is not known; the only model trained here is trained:tiny")
+        from pipeline import tiny
+
         facts = tiny_facts or Path("data/facts/tiny")
         folder = MODELS_FOLDER / f"tiny-{tiny.recipe(facts, seed)}"
         if not (folder / "config.json").exists():

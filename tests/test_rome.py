@@ -8,7 +8,7 @@ import torch
 
 from pipeline.covariance import Whitener, second_moments
 from pipeline.editors.base import Edit, EditRequest
-from pipeline.editors.rome import Rome, RomeSettings, plain_delta
+from pipeline.editors.rome import Rome, RomeSettings, plain_delta, target_logs_and_kl
 from pipeline.errors import UserError
 from pipeline.measure import applied
 from pipeline.models import LanguageModel
@@ -90,6 +90,18 @@ def test_fast_equals_plain_in_float32(family: str) -> None:
         assert edit.delta_norm == pytest.approx(float(delta.norm()), rel=1e-3)
         value = edit.updates[0].left * (edit.updates[0].right @ site.keys[0].double())
         assert (value - delta).norm() <= 1e-3 * (site.v0 + delta).norm()
+
+
+def test_the_written_out_gradient_is_autograds() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 5, 11, dtype=torch.float64, requires_grad=True)
+    targets, base = torch.tensor([0, 7, 7, 10]), torch.randn(11, dtype=torch.float64).log_softmax(-1)
+    logs = logits.log_softmax(-1)
+    naive = torch.stack([logs[:, i, target] for i, target in enumerate(targets)], 1)
+    divergence = torch.nn.functional.kl_div(base, logs[:, -1], log_target=True, reduction="none").sum(-1)
+    reads, kl = target_logs_and_kl(logits, targets, base)
+    torch.testing.assert_close((reads, kl), (naive, divergence))
+    assert torch.autograd.gradcheck(lambda x: target_logs_and_kl(x, targets, base), logits)
 
 
 def test_rows_at_once_do_not_matter(lm: LanguageModel) -> None:

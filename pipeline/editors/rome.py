@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,36 @@ class Site:
     v0: Tensor
 
 
+class _TargetLogsAndKL(torch.autograd.Function):
+    """`target_logs_and_kl` with its gradient written out: three passes over the vocabulary where autograd makes ten."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        logs = logits.log_softmax(-1)
+        reads = logs[:, :-1].gather(-1, targets.expand(len(logs), -1)[..., None])[..., 0]
+        kl = (logs[:, -1].exp() * (logs[:, -1] - base)).sum(-1)
+        ctx.save_for_backward(logs, targets, base, kl)
+        return reads, kl
+
+    @staticmethod
+    def backward(ctx: Any, by_reads: Tensor, by_kl: Tensor) -> tuple[Tensor, None, None]:
+        logs, targets, base, kl = ctx.saved_tensors
+        grad = logs.exp()  # of logits z, p = softmax(z): d log p_t = 1_t - p, and d KL = p (log p - log base - KL)
+        grad[:, -1] *= (logs[:, -1] - base - kl[:, None]) * by_kl[:, None]
+        grad[:, :-1] *= -by_reads[..., None]
+        rows = targets.expand(len(logs), -1)[..., None]
+        grad[:, :-1].scatter_add_(-1, rows, by_reads[..., None])
+        return grad, None, None
+
+
+def target_logs_and_kl(logits: Tensor, targets: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (E, R) of targets (R,) after the first R of logits (E, R + 1, V), and (E,) the KL divergence
+    of the last from the log-distribution base (V,).
+    """
+    reads, kl = _TargetLogsAndKL.apply(logits, targets, base)
+    return reads, kl
+
+
 class Objective:
     """Equation 4 for one request, whichever path computed the log-probabilities.
 
@@ -74,12 +105,9 @@ class Objective:
         logits: (E, reads + 1, V), the essence prompt's last. delta: (E, d). v0_norm: (E,).
         """
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        logs = logits.log_softmax(-1)
-        reads = logs[:, :-1].gather(-1, self.targets.expand(len(logs), -1)[..., None])[..., 0]
+        reads, kl = target_logs_and_kl(logits, self.targets, self.base)
         nll = -(reads @ self.average.T)  # (E, P)
         fit = torch.exp(-nll) if self.minimise else nll
-        essence = logs[:, -1]
-        kl = (essence.exp() * (essence - self.base)).sum(-1)
         decay = delta.norm(dim=-1) / v0_norm**2
         loss = fit.mean(-1) + self.settings.kl_factor * kl + self.settings.weight_decay * decay
         return loss, torch.exp(-nll.detach()).amin(-1)
@@ -198,28 +226,40 @@ class _Prepared:
         keys = recording.mlp_in[layer][0, self.site_index[:-1]]
         return _site(self.lm, layer, keys, recording.mlp_out[layer][0, self.site_index[0]])
 
-    def _joined(self, layer: int, delta: Tensor) -> Tensor:
-        """The output of block `layer` at the live tokens with `delta` added to its MLP's output at the sites: (1,
-        S, d).
-        """
-        base = self.suffix.live(self.recording.h[layer + 1])
+    def _add(self, h: Tensor, layer: int, delta: Tensor) -> Tensor:
+        """Outputs h (1, S, d) of block `layer` with `delta` added to its MLP's output, as recorded, at the sites."""
         arch = self.lm.arch
         if arch.mlp_norms[layer] is None:
-            change = delta.to(base.dtype).expand(len(self.sites), -1)
+            change = delta.to(h.dtype).expand(len(self.sites), -1)
         else:
             output = self.recording.mlp_out[layer][0, self.suffix.origin[self.sites]]
-            change = arch.mlp_to_residual(layer, output + delta.to(base.dtype)) - arch.mlp_to_residual(layer, output)
-        return base.index_add(1, self.sites, change[None])
+            change = arch.mlp_to_residual(layer, output + delta.to(h.dtype)) - arch.mlp_to_residual(layer, output)
+        return h.index_add(1, self.sites, change[None])
+
+    def _output(self, layer: int) -> Tensor:
+        """The recorded output of block `layer` at the live tokens: (1, S, d)."""
+        return self.suffix.live(self.recording.h[layer + 1])
 
     def logits(self, layers: Sequence[int], deltas: Sequence[Tensor]) -> Tensor:
         """Logits at the read positions with delta e added at block layers[e] (ascending): (E, reads + 1, V)."""
 
         def join(at: int) -> tuple[Tensor, None] | None:
-            rows = [self._joined(layer, deltas[e]) for e, layer in enumerate(layers) if layer == at - 1]
+            rows = [self._add(self._output(at - 1), at - 1, deltas[e]) for e, x in enumerate(layers) if x == at - 1]
             return (torch.cat(rows), None) if rows else None
 
         hidden = climb(self.lm, self.suffix, layers[0] + 1, join)
         return self.lm.arch.logits(hidden[:, self.reads])
+
+    def logits_at_zero(self, layers: Sequence[int], deltas: Sequence[Tensor]) -> Tensor:
+        """`logits` while all deltas are 0: one row, (1, reads + 1, V), through which the gradient of each goes."""
+        h = self._output(layers[0])
+        for layer in range(layers[0], self.lm.n_layers):
+            if layer > layers[0]:
+                h = self.suffix.run_block(self.lm, layer, h, None)
+            for e, edited in enumerate(layers):
+                if edited == layer:
+                    h = self._add(h, layer, deltas[e])
+        return self.lm.arch.logits(h[:, self.reads])
 
     def optimise(self, settings: RomeSettings, layers: Sequence[int]) -> tuple[list[Tensor], list[float], list[int]]:
         """delta, last loss and steps of the edits at `layers` (ascending)."""
@@ -237,13 +277,18 @@ class _Prepared:
             with torch.no_grad():
                 loss, _ = objective(self.logits([layers[e]], [deltas[e]]), deltas[e][None], v0_norms[e][None])
             losses[e] = float(loss)
-        for _ in range(settings.steps if active else 0):
+        for step in range(settings.steps if active else 0):
             optimiser.zero_grad(set_to_none=True)
-            logits = self.logits([layers[e] for e in active], [deltas[e] for e in active])
-            stacked = torch.stack([deltas[e] for e in active])
-            loss, least = objective(logits, stacked, torch.stack([v0_norms[e] for e in active]))
+            edited, changes = [layers[e] for e in active], [deltas[e] for e in active]
+            if step == 0:  # all edits are the unedited model as yet, and one row has the gradients of all
+                logits = self.logits_at_zero(edited, changes)
+                loss, least = objective(logits, torch.zeros_like(changes[0])[None], v0_norms[active[0]][None])
+            else:
+                logits = self.logits(edited, changes)
+                loss, least = objective(logits, torch.stack(changes), torch.stack([v0_norms[e] for e in active]))
             loss.sum().backward()
             optimiser.step()
+            loss, least = loss.detach().expand(len(active)), least.expand(len(active))
             with torch.no_grad():
                 for row, e in enumerate(active):
                     losses[e], steps[e] = float(loss[row]), steps[e] + 1
