@@ -19,7 +19,7 @@ import torch
 from pipeline import jobs, known, problems
 from pipeline.covariance import Whitener, second_moments
 from pipeline.editors.base import Edit, EditRequest
-from pipeline.editors.rome import Rome
+from pipeline.editors.rome import Prepared, Rome
 from pipeline.errors import UserError
 from pipeline.facts import Fact, choose, of_relations, read_fact_file, trim
 from pipeline.forward import Suffix
@@ -275,8 +275,6 @@ def optimisation_flops(lm: LanguageModel, work: Sequence[Case], layers: Sequence
 def value_difference(lm: LanguageModel, request: EditRequest, one: Edit, other: Edit) -> float:
     """|v*_one - v*_other| / |v*_other|, with v* = v0 + left (right . k) for the bare prompt's key k."""
     bare = replace(request, prompts=request.prompts[:1])
-    from pipeline.editors.rome import _Prepared
-
-    site = _Prepared(lm, bare).site(one.layer)
+    site = Prepared(lm, bare).site(one.layer)
     values = [site.v0.double() + e.updates[0].left * (e.updates[0].right @ site.keys[0].double()) for e in (one, other)]
     return float((values[0] - values[1]).norm() / values[1].norm())

@@ -7,6 +7,9 @@ block ("staircase" batching), so that one pass serves the edits of all layers.
 
 Blocks are called as the model itself calls them: `record` keeps each block's arguments (rotary embeddings, position
 ids, ...), and `Suffix` re-indexes them by token. No line here asks which family the model is of.
+
+A model may be spread over several devices (`model.device_map`). Each block then takes its input to where its weights
+are; everything recorded, keys and values excepted, and every output here is on the embedding's device.
 """
 
 from __future__ import annotations
@@ -103,23 +106,26 @@ def record(
     last: list[Tensor] = []
 
     def before_block(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs.append(args[0])
+        inputs.append(args[0].to(device))
         calls.append(Call(args[1:], dict(kwargs)))
 
     def after_mlp(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        mlp_in.append(args[0].reshape(batch, len(packed), -1))
-        mlp_out.append(output.reshape(batch, len(packed), -1))
+        mlp_in.append(args[0].reshape(batch, len(packed), -1).to(device))
+        mlp_out.append(output.reshape(batch, len(packed), -1).to(device))
+
+    def keep(outputs: list[Tensor]) -> Callable[..., None]:
+        return lambda _module, _args, output: outputs.append(first(output).to(device))
 
     with ExitStack() as stack:
         for block in arch.blocks:
             stack.callback(block.register_forward_pre_hook(before_block, with_kwargs=True).remove)
-        stack.callback(arch.blocks[-1].register_forward_hook(lambda _m, _a, out: last.append(first(out))).remove)
+        stack.callback(arch.blocks[-1].register_forward_hook(keep(last)).remove)
         if mlp:
             for down_proj in arch.down_projs:
                 stack.callback(down_proj.register_forward_hook(after_mlp).remove)
         if attn:
             for module in arch.attns:
-                stack.callback(module.register_forward_hook(lambda _m, _a, out: attn_out.append(first(out))).remove)
+                stack.callback(module.register_forward_hook(keep(attn_out)).remove)
         stack.enter_context(added_to_embeddings(lm, spread))
         lm.body(
             input_ids=packed.ids.to(device)[None].expand(batch, -1),
@@ -175,8 +181,8 @@ class Suffix:
         self.calls = [
             Call(tuple(map(self._at, c.args)), {k: self._at(v) for k, v in c.kwargs.items()}) for c in recording.calls
         ]
-        self.keys = [k.index_select(2, self.frozen) for k in recording.keys]
-        self.values = [v.index_select(2, self.frozen) for v in recording.values]
+        self.keys = [k.index_select(2, self.frozen.to(k.device)) for k in recording.keys]
+        self.values = [v.index_select(2, self.frozen.to(v.device)) for v in recording.values]
 
     @classmethod
     def after(cls, recording: Recording, live: Sequence[int]) -> Suffix:
@@ -201,9 +207,9 @@ class Suffix:
         if id(value) not in self._indexed:
             at = value
             if value.ndim >= 2 and value.shape[1] == n:
-                at = value.index_select(1, self.origin)
+                at = value.index_select(1, self.origin.to(value.device))
             elif value.ndim == 1 and value.shape[0] == n:
-                at = value.index_select(0, self.origin)
+                at = value.index_select(0, self.origin.to(value.device))
             self._indexed[id(value)] = at
         return self._indexed[id(value)]
 
@@ -218,13 +224,15 @@ class Suffix:
         """
         keys, values, call = self.keys[layer], self.values[layer], self.calls[layer]
         if sample is not None:
+            sample = sample.to(keys.device)
             keys, values = keys.index_select(0, sample), values.index_select(0, sample)
         prefix = _Prefix(keys, values)
 
         def fill(value: Any) -> Any:
             return prefix if value is _CACHE else value
 
-        return first(lm.arch.blocks[layer](h, *map(fill, call.args), **{k: fill(v) for k, v in call.kwargs.items()}))
+        output = lm.arch.blocks[layer](h, *map(fill, call.args), **{k: fill(v) for k, v in call.kwargs.items()})
+        return first(output).to(h.device)
 
 
 Join = Callable[[int], "tuple[Tensor, Tensor | None] | None"]

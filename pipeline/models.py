@@ -124,7 +124,7 @@ class Architecture:
     def mlp_to_residual(self, layer: int, output: Tensor) -> Tensor:
         """What block `layer` adds to the residual stream for this MLP output; shape (..., d) to (..., d)."""
         norm = self.mlp_norms[layer]
-        return output if norm is None else norm(output)
+        return output if norm is None else norm(output).to(output.device)
 
     def key_size(self, layer: int) -> int:
         """Width of the down-projection's input: the size of a ROME key."""
@@ -144,7 +144,7 @@ class Architecture:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits of last-block outputs; shape (..., d) to (..., vocabulary)."""
-        logits = self.head(self.final_norm(hidden))
+        logits = self.head(self.final_norm(hidden)).to(hidden.device)
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

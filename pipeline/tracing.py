@@ -177,7 +177,7 @@ class FactTrace:
                 clean = {"mlp": self.clean.mlp_out, "attn": self.clean.attn_out}.get(module)
                 value = (clean[layer] if clean else self.clean.h[layer + 1])[:, origin]
                 part = slice(rows[0] * n, (rows[-1] + 1) * n)
-                shaped[part, sites] = value.expand(len(rows) * n, -1, -1)
+                shaped[part, sites.to(whole.device)] = value.expand(len(rows) * n, -1, -1).to(whole.device)
                 whole = shaped.reshape(whole.shape)
                 return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
@@ -204,7 +204,7 @@ class FactTrace:
             def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
                 whole = first(output)
                 shaped = whole.reshape(self.samples, -1, whole.shape[-1]).clone()
-                shaped[:, token] = value
+                shaped[:, token] = value.to(whole.device)
                 whole = shaped.reshape(whole.shape)
                 return (whole, *output[1:]) if isinstance(output, tuple) else whole
 

@@ -4,6 +4,7 @@ written down.
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ TIMINGS = Path("data/timings")
 def run_stage(name: str, main: Callable[[params.Params], None]) -> None:
     """Run one stage with the settings of params.yaml; does not return."""
     start = time.monotonic()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         with Peak() as peak:
             main(params.load())
@@ -32,10 +34,19 @@ def run_stage(name: str, main: Callable[[params.Params], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; finished units are kept, and the next run goes on from them", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, _Terminated) as stop:
+        told = "interrupted" if isinstance(stop, KeyboardInterrupt) else "terminated"
+        print(f"{told}; finished units are kept, and the next run goes on from them", file=sys.stderr)
+        sys.exit(128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM))
     sys.exit(0)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came, by which schedulers end a job that has to make room."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 class Peak:

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from pipeline import tiny
+from tests.clones import ROOT, clone, smoke
 
-ROOT = Path(__file__).resolve().parent.parent
+__all__ = ["ROOT", "clone", "smoke", "tiny_folder"]  # the fixtures are pytest's to find
+
 TINY_FACTS = ROOT / "data" / "facts" / "tiny"
 TINY_SEED = 0
 

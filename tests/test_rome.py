@@ -1,8 +1,11 @@
 """ROME's algebra, and its fast path against the plain one on every family."""
 
 import contextlib
+import copy
 import dataclasses
+from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ from pipeline.editors.base import Edit, EditRequest
 from pipeline.editors.rome import Rome, RomeSettings, plain_delta, target_logs_and_kl
 from pipeline.errors import UserError
 from pipeline.measure import applied
-from pipeline.models import LanguageModel
+from pipeline.models import LanguageModel, wrap
 from pipeline.noise import NoiseTable
 from pipeline.plain import Batch, full_logits
 from pipeline.prompts import Prompt, pack, tokenize
@@ -214,3 +217,19 @@ def test_the_bare_prompt_comes_first_and_a_shared_site_is_changed_once() -> None
     for one, other in zip(fast, plain, strict=True):
         # Llama's norm rounds to float32 in transformers, and Adam amplifies that a little.
         assert (one.updates[0].left - other.updates[0].left).norm() <= 1e-6 * other.updates[0].left.norm()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_a_model_whose_blocks_are_moved_as_they_run_gives_the_same_edits(family: str, tmp_path: Path) -> None:
+    """As `model.device_map` does it: half the weights wait elsewhere (here on the disk) until their block is called."""
+    lm = random_model(family)
+    request, whiteners, layers = request_for(lm), whiteners_for(lm), range(lm.n_layers)
+    here = Rome(SETTINGS, whiteners).edit(lm, request, layers)
+    away = tuple(f"{lm.arch.names.blocks}.{layer}." for layer in (1, 3))
+    leaves = [name for name, module in lm.model.named_modules() if not list(module.children())]
+    places = {name: "disk" if name.startswith(away) else "cpu" for name in leaves}
+    model = accelerate.dispatch_model(copy.deepcopy(lm.model), places, main_device="cpu", offload_dir=tmp_path)
+    spread = wrap(model, lm.tokenizer)
+    assert spread.arch.down_projs[3].weight.device.type == "meta"
+    for edit, other in zip(Rome(SETTINGS, whiteners).edit(spread, request, layers), here, strict=True):
+        torch.testing.assert_close(edit.updates[0].left, other.updates[0].left)

@@ -132,7 +132,7 @@ class Rome:
         if self.path == "plain":
             return [self._plain(lm, request, layer) for layer in layers]
         found: dict[int, Edit] = {}
-        prepared = _Prepared(lm, request)
+        prepared = Prepared(lm, request)
         order = sorted(set(layers))
         size = self.rows(prepared.suffix) if self.rows else len(order)
         for start in range(0, len(order), size):
@@ -184,13 +184,13 @@ def _site(lm: LanguageModel, layer: int, keys: Tensor, v0: Tensor) -> MappedSite
 
     def output(key: Tensor) -> Tensor:
         with torch.no_grad():
-            return module(key.to(lm.dtype)[None])[0].double()
+            return module(key.to(lm.dtype)[None])[0].double().to(key.device)
 
     precise = torch.float64 if lm.dtype == torch.float64 else torch.float32
     return MappedSite(keys.to(precise), v0.to(precise), output)
 
 
-class _Prepared:
+class Prepared:
     """One recording of a request's prompts, and the suffix that its optimisation runs again and again."""
 
     def __init__(self, lm: LanguageModel, request: EditRequest):
@@ -326,8 +326,8 @@ def plain_delta(
     if request.noise:
         rows = [request.noise.rows(prompt, i) for i, prompt in enumerate(request.prompts)]
         noise = batch.noise(request.noise.table, [*rows, [-1] * len(request.essence.ids)])
-    sites = torch.tensor([p.last_subject for p in [*request.prompts, request.essence]], device=lm.device)
-    each = torch.arange(len(sites), device=lm.device)
+    sites = torch.tensor([p.last_subject for p in [*request.prompts, request.essence]])
+    each = torch.arange(len(sites))
     seen: dict[str, Tensor] = {}
     delta: Tensor | None = None
 
@@ -335,12 +335,12 @@ def plain_delta(
         shape = output.shape
         output = output.reshape(len(sites), -1, shape[-1])
         if delta is None:
-            seen["keys"] = args[0].reshape(len(sites), -1, args[0].shape[-1])[each, sites].detach()
-            seen["output"] = output[each, sites].detach()
+            keys = args[0].reshape(len(sites), -1, args[0].shape[-1])
+            seen["keys"] = keys[each, sites].detach().to(lm.device)
+            seen["output"] = output[each, sites].detach().to(lm.device)
             return None
-        return output.index_put((each, sites), delta.to(output.dtype).expand(len(sites), -1), accumulate=True).reshape(
-            shape
-        )
+        change = delta.to(output).expand(len(sites), -1)
+        return output.index_put((each, sites), change, accumulate=True).reshape(shape)
 
     handle = lm.arch.down_projs[layer].register_forward_hook(hook)
     reads = torch.tensor([(p, j) for p, prompt in enumerate(request.prompts) for j in prompt.reads], device=lm.device)
