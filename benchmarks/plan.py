@@ -1,11 +1,14 @@
 """What a run would cost on hardware that is not at hand: operations counted, schedule simulated.
 
-    python -m benchmarks.plan --shape llama-3-70b --facts 10000 --workers 1 2 16 --gpus-per-worker 4 --rate 3e14
+    python -m benchmarks.plan --preset paper-gptj --shape gpt-j-6b --facts 652 --rate 2.5e13
+    python -m benchmarks.plan --preset cluster --shape llama-3-70b --layers 9 --facts 10000 \\
+        --workers 1 2 16 --gpus-per-worker 4 --rate 3e14 --start 300
 
 Counts the matrix products of every stage from the model's shape (a token costs two operations a weight of each block
-that it passes), divides them by `--rate`, and hands the facts out to workers as pipeline.engine does: one stage after
-the other, each worker loading the model at each stage's beginning, facts in order to whoever is free. Of each stage it
-prints the hours, how busy the workers are, and what the second moments hold. docs/scale.md reads the result.
+that it passes) and the preset's settings, divides them by `--rate`, and hands the facts out to workers as
+pipeline.engine does: one stage after the other, each worker loading the model at each stage's beginning, facts in order
+to whoever is free. Prints hours, how busy the workers are, and what the second moments hold. docs/scale.md and the
+README's table of presets read the result.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import heapq
 from dataclasses import dataclass
 
 import numpy as np
+
+from pipeline import params
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Shape:
 
 
 SHAPES = {
+    "gpt2-xl": Shape(48, 12 * 1600**2, 1600, 6400, 50257),
+    "qwen3-8b": Shape(36, 3 * 4096 * 12288 + 4096 * (2 * 4096 + 2 * 1024), 4096, 12288, 151936),
     "smollm2-135m": Shape(30, 3 * 576 * 1536 + 576 * (2 * 576 + 2 * 192), 576, 1536, 49152),
     "gpt-j-6b": Shape(28, 12 * 4096**2, 4096, 16384, 50400),
     "llama-3-70b": Shape(80, 3 * 8192 * 28672 + 8192 * (2 * 8192 + 2 * 1024), 8192, 28672, 128256),
@@ -49,9 +56,11 @@ class Work:
 
     edited: int  # layers, spread evenly
     prompts: int  # with context prefixes, the bare one included
-    problems: int = 5
-    steps: int = 20
-    samples: int = 10
+    problems: int
+    steps: int
+    samples: int
+    traces: int  # modules times windows
+    tokens: int  # of the text for the second moments
     subject: float = 4.0
     after: float = 5.0  # the prompt's tokens after the subject
     before: float = 1.5
@@ -60,16 +69,33 @@ class Work:
     scored_reads: float = 26.0
     spread: float = 0.35  # standard deviation of the logarithm of a fact's cost
 
+    @classmethod
+    def of(cls, settings: params.Params, edited: int) -> Work:
+        statistics = settings.statistics
+        return cls(
+            edited=edited,
+            prompts=1 + len(statistics.prefix_lengths) * statistics.prefixes_per_length,
+            problems=len(settings.edit.problems),
+            steps=settings.rome.steps,
+            samples=settings.noise.samples,
+            traces=len(settings.trace.modules) * len(settings.trace.windows),
+            tokens=statistics.tokens,
+        )
+
     def above(self, shape: Shape) -> float:
         """Blocks that the edits of all layers climb, together."""
         return float(sum(shape.layers - 1 - layer for layer in np.linspace(0, shape.layers - 1, self.edited)))
 
+    def moments(self, shape: Shape) -> float:
+        """Operations of the second moments: every token passes all blocks, and adds k kT at each edited layer."""
+        return 2.0 * self.tokens * (shape.layers * shape.block + self.edited * shape.keys**2)
+
     def trace(self, shape: Shape) -> float:
-        """Operations of one fact's trace: each restoration runs the tokens and blocks after it."""
+        """Operations of one fact's traces: each restoration runs the tokens and blocks after it."""
         tokens = self.before + self.subject + self.after + self.target - 1
         cells = shape.layers * tokens
         suffixes = tokens * (tokens + 1) / 2 * shape.layers * (shape.layers + 1) / 2
-        return 2.0 * self.samples * (suffixes * shape.block + cells * self.target * shape.head)
+        return 2.0 * self.traces * self.samples * (suffixes * shape.block + cells * self.target * shape.head)
 
     def edit(self, shape: Shape) -> float:
         """Operations of one fact's edits for one problem, scoring included."""
@@ -102,7 +128,8 @@ def plan(shape: Shape, work: Work, facts: int, workers: int, rate: float, start:
     """The long stages, one after the other. rate: operations a second of a worker. start: seconds to load the model."""
     chance = np.random.default_rng(seed)
     factor = chance.lognormal(-(work.spread**2) / 2, work.spread, facts)  # long facts are long in every stage
-    stages = []
+    alone = start + work.moments(shape) / rate
+    stages = [Stage("moments", alone / 3600, (alone - start) / alone / workers)]
     for name, operations in [("trace", work.trace(shape)), *[("edit", work.edit(shape))] * work.problems]:
         end, busy = schedule(factor * operations / rate, workers, start)
         stages.append(Stage(name, end / 3600, busy))
@@ -111,31 +138,33 @@ def plan(shape: Shape, work: Work, facts: int, workers: int, rate: float, start:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="llama-3-70b")
-    parser.add_argument("--facts", type=int, default=10_000)
+    parser.add_argument("--preset", default="paper-gptj", help="a file of presets/, for what is asked of each fact")
+    parser.add_argument("--shape", choices=SHAPES, default="gpt-j-6b")
+    parser.add_argument("--facts", type=int, default=652)
     parser.add_argument("--workers", type=int, nargs="+", default=[1], help="each with a model of its own")
     parser.add_argument("--gpus-per-worker", type=int, default=1)
     parser.add_argument("--rate", type=float, default=3e14, help="operations a second that a worker gets done")
-    parser.add_argument("--layers", type=int, default=9, help="edited layers")
-    parser.add_argument("--prompts", type=int, default=21, help="prefixed prompts of an edit, the bare one included")
-    parser.add_argument("--problems", type=int, default=5)
+    parser.add_argument("--layers", type=int, help="edited layers, spread evenly, in place of the preset's")
     parser.add_argument("--start", type=float, default=60.0, help="seconds in which a worker loads the model")
     asked = parser.parse_args()
-    shape, work = SHAPES[asked.shape], Work(asked.layers, asked.prompts, asked.problems)
-    moments = asked.layers * shape.keys**2 * 4 / 1e9
+    shape, settings = SHAPES[asked.shape], params.load(f"presets/{asked.preset}.yaml")
+    edited = asked.layers or len(settings.edit.layer_list(shape.layers))
+    work = Work.of(settings, edited)
+    moments = edited * shape.keys**2 * 4 / 1e9
     print(f"{asked.shape}: {shape.weights / 1e9:.2f} G weights, {2 * shape.weights / 1e9:.1f} GB in bfloat16")
     print(
-        f"second moments of {asked.layers} layers: {moments:.1f} GB on disk, {2 * moments:.1f} GB as float64 factors"
-        f" in every worker, {asked.layers * shape.keys**3 / 3e12:.1f} T operations to factor"
+        f"second moments of {edited} layers: {moments:.1f} GB on disk, {2 * moments:.1f} GB as float64 factors"
+        f" in every worker, {edited * shape.keys**3 / 3e12:.1f} T operations to factor"
     )
-    print(f"a fact: trace {work.trace(shape):.2e} operations, edits of one problem {work.edit(shape):.2e}")
-    print(f"{'GPUs':>6}{'workers':>9}{'trace h':>9}{'edits h':>9}{'total h':>9}{'GPU h':>9}{'busy':>7}")
+    print(f"a fact: traces {work.trace(shape):.2e} operations, edits of one problem {work.edit(shape):.2e}")
+    print(f"{'GPUs':>6}{'workers':>9}{'moments h':>11}{'traces h':>10}{'edits h':>9}{'in all h':>10}{'busy':>7}")
     for workers in asked.workers:
         stages = plan(shape, work, asked.facts, workers, asked.rate, asked.start)
         total, gpus = sum(stage.hours for stage in stages), workers * asked.gpus_per_worker
         busy = sum(stage.busy * stage.hours for stage in stages) / total
-        trace = stages[0].hours
-        print(f"{gpus:>6}{workers:>9}{trace:>9.1f}{total - trace:>9.1f}{total:>9.1f}{gpus * total:>9.0f}{busy:>7.0%}")
+        first, trace = stages[0].hours, stages[1].hours
+        edits = total - first - trace
+        print(f"{gpus:>6}{workers:>9}{first:>11.1f}{trace:>10.1f}{edits:>9.1f}{total:>10.1f}{busy:>7.0%}")
 
 
 if __name__ == "__main__":
