@@ -88,8 +88,9 @@ def compute(lm: LanguageModel, params: Params, model: dict[str, Any], folder: Pa
         with track(len(layers), "condition numbers", "blocks") as progress:
             for layer in layers:
                 number = condition_number(moments[layer])
-                # JSON has no infinity; null says that the matrix is singular.
-                condition_numbers[str(layer)] = number if number != float("inf") else None
+                # To 6 digits, as the last ones depend on the number of threads. JSON has no infinity; null says
+                # that the matrix is singular.
+                condition_numbers[str(layer)] = float(f"{number:.6g}") if number != float("inf") else None
                 progress.advance()
         write_json(manifest | {"moments_sha256": _digest(temporary / MOMENTS)}, temporary / MANIFEST)
         folder.mkdir(exist_ok=True)
