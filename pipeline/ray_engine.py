@@ -66,6 +66,7 @@ def _cluster(compute: ComputeParams, threads: int) -> Iterator[None]:
     if compute.address == "local":
         asked = 0 if compute.workers == "auto" else compute.workers * threads
         options |= {"num_cpus": max(cores(), asked), "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        options["_node_ip_address"] = "127.0.0.1"  # else each process looks for a network first
     try:
         _knock(compute.address)
         ray.init(**options)
