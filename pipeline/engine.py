@@ -5,7 +5,8 @@ model loaded. A unit's result depends on the unit alone, never on which others a
 the assembled table has the same bytes however often the run was interrupted, and on however many workers.
 
 Several workers are several processes with a model each. On a CPU that is faster than one process with several
-threads: the products of one edit are small, and threads wait for each other at every one of them.
+threads: the products of one edit are small, and threads wait for each other at every one of them. They are here or,
+by pipeline.ray_engine, on a cluster.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.errors import UserError
+from pipeline.params import Params
 from pipeline.progress import Progress, say, track
 from pipeline.store import Store
 
@@ -43,6 +45,9 @@ class Job(Protocol):
     """A list of units and the worker that computes one; both can be sent to another process."""
 
     @property
+    def params(self) -> Params: ...
+
+    @property
     def step(self) -> str: ...
 
     @property
@@ -58,11 +63,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(job: Job, store: Store, workers: int = 1) -> pa.Table:
-    """The tables of all units of `job`, one after the other in the units' order."""
+def run(job: Job, store: Store, crew: tuple[int, int]) -> pa.Table:
+    """The tables of all units of `job`, one after the other in the units' order.
+
+    crew: how many workers on this machine, and the CPU threads of each; a cluster has a number of its own.
+    """
+    workers, threads = crew
     units = job.units()
     missing = [unit for unit in units if store.get_table(job.step, unit.key, unit.label) is None]
-    if missing:
+    if missing and job.params.compute.engine == "ray":
+        from pipeline import ray_engine  # only here: Ray is an extra
+
+        with track(len(missing), job.step, job.noun) as progress:
+            ray_engine.run(job, store, missing, threads, progress)
+    elif missing:
         with track(len(missing), job.step, job.noun) as progress:
             if min(workers, len(missing)) == 1:
                 compute = job.worker()

@@ -101,6 +101,25 @@ def _memory(memory: int | str) -> int | str:
     return memory
 
 
+def _amount(memory: int | str) -> int | str:
+    if parse_memory(memory) is None:
+        raise ValueError("no amount")
+    return memory
+
+
+def _address(address: str) -> str:
+    match = re.fullmatch(r"ray://(?:[\w.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", address, re.ASCII)
+    if address not in ("auto", "local") and not (match and 0 < int(match[1]) < 2**16):
+        raise ValueError("no address of a cluster")
+    return address
+
+
+def _gpus(count: float) -> float:
+    if count > 1 and not count.is_integer():  # Ray gives out parts of one GPU, or whole ones
+        raise ValueError("more than one GPU, and a part of another")
+    return count
+
+
 Line = Annotated[str, AfterValidator(_line)]
 ProjectPath = Annotated[str, AfterValidator(_line), AfterValidator(_inside_project)]
 # From YAML it is a list; strict models take only a tuple for a tuple, hence strict=False.
@@ -309,7 +328,14 @@ class ComputeParams(Section):
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
         description="auto, or a whole number of threads, 1 to 4096"
     )
-
+    engine: Literal["local", "ray"] = Field(description="local or ray")
+    address: Annotated[str, AfterValidator(_address)] = Field(description="auto, local or ray://HOST:PORT")
+    worker_gpus: Annotated[float, Field(gt=0, le=64), AfterValidator(_gpus)] = Field(
+        description="a share above 0 and up to 1, or a whole number of GPUs up to 64"
+    )
+    worker_memory: Annotated[int | str, AfterValidator(_amount)] | None = Field(
+        description='null, a whole number of bytes, or an amount such as "16GB"'
+    )
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
         description="auto, or a whole number of processes, 1 to 4096"
     )
@@ -318,6 +344,11 @@ class ComputeParams(Section):
     def memory_bytes(self) -> int | None:
         """The memory limit in bytes, or None for auto."""
         return parse_memory(self.memory)
+
+    @property
+    def worker_bytes(self) -> int | None:
+        """The memory that each worker asks a cluster for, in bytes, or None for nothing asked."""
+        return None if self.worker_memory is None else parse_memory(self.worker_memory)
 
 
 class Params(Section):
@@ -350,6 +381,11 @@ def _contradictions(params: Params) -> Iterator[str]:
         yield f"model.revision is {model.revision!r} but must be null for {model.name}, which is on no hub"
     if model.device_map is not None and model.device != "auto":
         yield f"model.device is {model.device} but must be auto where model.device_map is {model.device_map}"
+    if params.compute.engine == "ray" and model.device.startswith("cuda:"):
+        yield (
+            f"model.device is {model.device} but must be auto, cuda or cpu where compute.engine is ray, "
+            "under which a worker sees its own GPU only"
+        )
     if statistics.tokens < statistics.sequence_length:
         yield (
             f"statistics.tokens is {statistics.tokens} but must be at least statistics.sequence_length, "

@@ -27,7 +27,7 @@ def main(method: str, problem: str, params: Params) -> None:
         prefixes,
         folder,
     )
-    table = engine.run(job, _inputs.store(), crew(params)[0])
+    table = engine.run(job, _inputs.store(), crew(params))
     write(table, _inputs.DATA / "edits" / f"{method}-{problem}.parquet")
     frame = table.select(["fact_id", "layer", "status"]).to_pandas().drop_duplicates()
     failed = frame["status"].str.startswith("failed")

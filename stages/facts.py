@@ -17,7 +17,7 @@ def main(params: Params) -> None:
     file = of_relations(whole, params.facts.relations)
     facts = trim(file.facts, params.facts.max_paraphrases, params.facts.max_neighborhood)
     job = KnownJob(params, _inputs.model(params), tuple(facts))
-    known = job.read(engine.run(job, _inputs.store(), crew(params)[0]))
+    known = job.read(engine.run(job, _inputs.store(), crew(params)))
     chosen = choose(facts, known, params.facts.known, params.facts.count)
     write(facts_to_frame(facts, known, chosen, file.left_out), _inputs.DATA / "facts.parquet")
     # Over all facts of the file, not the chosen ones, so that the noise does not change with their number.

@@ -11,7 +11,7 @@ from stages._run import run_stage
 def main(params: Params) -> None:
     """data/facts.parquet to data/trace.parquet."""
     job = TraceJob(params, _inputs.model(params), _inputs.facts(), _inputs.sd(params))
-    write(engine.run(job, _inputs.store(), crew(params)[0]), _inputs.DATA / "trace.parquet")
+    write(engine.run(job, _inputs.store(), crew(params)), _inputs.DATA / "trace.parquet")
 
 
 if __name__ == "__main__":

@@ -147,6 +147,18 @@ BAD_VALUES: list[tuple[dict[str, Any], str, str]] = [
     ({"compute.memory": 0}, "compute.memory is 0", "a whole number of bytes"),
     ({"compute.path": "slow"}, "compute.path is the text 'slow'", "fast or plain"),
     ({"compute.threads": 0}, "compute.threads is 0", "auto, or a whole number"),
+    ({"compute.engine": "rays"}, "compute.engine is the text 'rays'", "did you mean ray?"),
+    ({"compute.address": "head:6379"}, "compute.address is the text 'head:6379'", "auto, local or ray://HOST:PORT"),
+    ({"compute.address": "ray://head"}, "compute.address is the text 'ray://head'", "ray://HOST:PORT"),
+    ({"compute.address": "ray://head:0"}, "compute.address is the text 'ray://head:0'", "ray://HOST:PORT"),
+    ({"compute.address": "ray://head:99999"}, "compute.address", "ray://HOST:PORT"),
+    ({"compute.address": None}, "compute.address is null", "auto, local"),
+    ({"compute.worker_gpus": 0}, "compute.worker_gpus is 0", "above 0"),
+    ({"compute.worker_gpus": -1.0}, "compute.worker_gpus is -1", "above 0"),
+    ({"compute.worker_gpus": 1.5}, "compute.worker_gpus is 1.5", "or a whole number of GPUs"),
+    ({"compute.worker_gpus": "1"}, "compute.worker_gpus is the text '1'", "without quotes"),
+    ({"compute.worker_memory": "auto"}, "compute.worker_memory is the text 'auto'", "null, a whole number of bytes"),
+    ({"compute.worker_memory": 0}, "compute.worker_memory is 0", '"16GB"'),
     # paths that leave the project by a detour
     ({"facts.path": "../facts"}, "facts.path is the text '../facts'", "without .."),
     ({"facts.path": "data/../../facts"}, "facts.path", "without .."),
@@ -161,6 +173,7 @@ BAD_VALUES: list[tuple[dict[str, Any], str, str]] = [
     ({"regressions.scores": ["rewrite", "rewrite"]}, "regressions.scores holds rewrite twice", "once"),
     ({"model.revision": "main"}, "model.revision is 'main'", "null for packaged:"),
     ({"model.device": "cpu", "model.device_map": "auto"}, "model.device is cpu", "must be auto"),
+    ({"model.device": "cuda:1", "compute.engine": "ray"}, "model.device is cuda:1", "where compute.engine is ray"),
     ({"statistics.tokens": 10}, "statistics.tokens is 10", "at least statistics.sequence_length, 64"),
     ({"facts.max_neighborhood": 0}, "facts.max_neighborhood is 0", "raise it"),
     ({"facts.max_paraphrases": 0}, "facts.max_paraphrases is 0", "raise it"),
@@ -353,6 +366,15 @@ def test_layer_list() -> None:
 def test_memory(memory: int | str, bytes_: int | None) -> None:
     assert parse_memory(memory) == bytes_
     assert Params.model_validate(changed({"compute.memory": memory})).compute.memory_bytes == bytes_
+
+
+def test_settings_of_a_cluster() -> None:
+    for address in ("auto", "local", "ray://head.example.org:10001", "ray://10.0.0.1:10001", "ray://[::1]:10001"):
+        assert Params.model_validate(changed({"compute.address": address})).compute.address == address
+    for gpus in (0.25, 1, 2.0):
+        assert Params.model_validate(changed({"compute.worker_gpus": gpus})).compute.worker_gpus == gpus
+    for memory, size in ((None, None), (10**9, 10**9), ("16GB", 16 * 10**9)):
+        assert Params.model_validate(changed({"compute.worker_memory": memory})).compute.worker_bytes == size
 
 
 @pytest.mark.parametrize("memory", ["", "4", "GB", "-1GB", "4gb", "4GB ", "0MB", 0, -5, "9999999999TB"])
