@@ -17,7 +17,7 @@ PYTEST_ARGS ?=
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro test lint bench bench-gpu clean
+.PHONY: help setup repro status prune test lint bench bench-gpu clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -40,6 +40,12 @@ repro: $(READY)  ## run what is not up to date; PRESET=NAME first copies presets
 	fi; \
 	python -m pipeline.params params.yaml
 	@dvc repro
+
+status: $(READY)  ## what is done, what is left, for how long, in how much space
+	@python -m stages.status
+
+prune: $(READY)  ## remove the results kept per fact that no current setting needs
+	@python -m stages.status --prune
 
 test: $(READY)  ## the tests; PYTEST_ARGS='-k rome' for some of them
 	@python -m pytest $(PYTEST_ARGS)

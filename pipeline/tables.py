@@ -55,6 +55,20 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: is not JSON ({error}); delete it and run dvc repro again") from None
 
 
+def read_record(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """A JSON object with at least these keys, each of its kind. Raises UserError where the file holds anything else."""
+    record = read_json(path)
+    again = "delete it and run dvc repro, which makes it anew"
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: holds a {type(record).__name__} but must hold a JSON object; {again}")
+    for key, kind in kinds.items():
+        if key not in record:
+            raise UserError(f"{path}: lacks {key!r}, so another version of this code wrote it; {again}")
+        if not isinstance(record[key], kind) or (isinstance(record[key], bool) and kind is not bool):
+            raise UserError(f"{path}: {key} is {str(record[key])[:80]!r}, which this code never writes; {again}")
+    return record
+
+
 def write_json(value: Any, path: Path) -> None:
     """Write indented JSON, whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())

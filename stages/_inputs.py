@@ -9,7 +9,7 @@ from pipeline.facts import Fact, kept_facts
 from pipeline.jobs import noise_sd
 from pipeline.params import Params, check_against_model
 from pipeline.store import Store
-from pipeline.tables import read, read_json
+from pipeline.tables import read, read_record
 
 DATA = Path("data")
 
@@ -21,7 +21,7 @@ def store() -> Store:
 
 def model(params: Params) -> dict[str, Any]:
     """data/model.json, with the settings checked against the model's depth."""
-    described: dict[str, Any] = read_json(DATA / "model.json")
+    described = read_record(DATA / "model.json", name=str, fingerprint=str, layers=int, fast_path=bool)
     check_against_model(params, described["layers"])
     return described
 
@@ -33,4 +33,4 @@ def facts() -> tuple[Fact, ...]:
 
 def sd(params: Params) -> float:
     """The noise's standard deviation in embedding units."""
-    return noise_sd(params, read_json(DATA / "embedding_sd.json")["embedding_sd"])
+    return noise_sd(params, read_record(DATA / "embedding_sd.json", embedding_sd=(int, float))["embedding_sd"])

@@ -3,30 +3,18 @@
 import argparse
 from functools import partial
 
-from pipeline import engine, statistics
+from pipeline import engine
 from pipeline.errors import UserError
-from pipeline.jobs import EditJob, crew
+from pipeline.jobs import crew
 from pipeline.params import Params
 from pipeline.tables import write
-from stages import _inputs
+from stages import _inputs, _jobs
 from stages._run import run_stage
 
 
 def main(method: str, problem: str, params: Params) -> None:
     """Facts and statistics to data/edits/<method>-<problem>.parquet."""
-    folder = _inputs.DATA / "statistics"
-    manifest, prefixes = statistics.read(folder)
-    job = EditJob(
-        params,
-        _inputs.model(params),
-        _inputs.facts(),
-        _inputs.sd(params),
-        method,
-        problem,
-        manifest,
-        prefixes,
-        folder,
-    )
+    job = _jobs.edit(params, method, problem)
     table = engine.run(job, _inputs.store(), crew(params)[0])
     write(table, _inputs.DATA / "edits" / f"{method}-{problem}.parquet")
     frame = table.select(["fact_id", "layer", "status"]).to_pandas().drop_duplicates()
