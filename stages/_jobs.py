@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import statistics
 from pipeline.facts import FactFile, of_relations, read_fact_file, trim
 from pipeline.jobs import EditJob, KnownJob, TraceJob
 from pipeline.params import Params
@@ -32,7 +31,6 @@ def trace(params: Params) -> TraceJob:
 
 def edit(params: Params, method: str, problem: str) -> EditJob:
     """The edits of the chosen facts by one method for one problem."""
-    folder = _inputs.DATA / "statistics"
-    manifest, prefixes = statistics.read(folder)
-    model, facts, sd = _inputs.model(params), _inputs.facts(), _inputs.sd(params)
-    return EditJob(params, model, facts, sd, method, problem, manifest, prefixes, folder)
+    model = _inputs.model(params)
+    manifest, prefixes, folder = _inputs.moments(params, model)
+    return EditJob(params, model, _inputs.facts(), _inputs.sd(params), method, problem, manifest, prefixes, folder)

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,15 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import statistics
 from pipeline.engine import Unit
-from pipeline.facts import Known, choose, facts_to_frame
-from pipeline.params import PROBLEMS, Params, load
+from pipeline.params import PROBLEMS, load
 from pipeline.status import Line, Survey, rate, render, size, survey
 from pipeline.store import Entry, Store
-from pipeline.tables import to_arrow, write, write_json
-from stages import _jobs, status
+from stages import status
 from stages._run import in_use, run_stage
 from tests.conftest import ROOT
+from tests.projects import change, start, upstream
 
-MODEL = {"name": "trained:tiny", "fingerprint": "f" * 32, "layers": 6, "dtype": "float32", "add_bos": False}
 EDITS = [f"edit-rome-{problem}" for problem in PROBLEMS]
 STEPS = ["known", "trace", *EDITS]
 FACTS = 12
@@ -42,10 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        shutil.copy(ROOT / "presets" / "smoke.yaml", "params.yaml")
-        shutil.copytree(ROOT / "data" / "facts" / "tiny", "data/facts/tiny")
-        write_json({**MODEL, "fast_path": True}, Path("data/model.json"))
-        upstream()
+        start()
         fill()
     return folder
 
@@ -55,36 +48,6 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A copy of it, and the folder one is in."""
     monkeypatch.chdir(shutil.copytree(finished, tmp_path / "project"))
     return Path.cwd()
-
-
-def change(**sections: dict[str, Any]) -> Params:
-    """Set keys of params.yaml's sections."""
-    yaml = YAML()
-    tree = yaml.load(Path("params.yaml").read_text("utf-8"))
-    for section, keys in sections.items():
-        tree[section].update(keys)
-    with Path("params.yaml").open("w", encoding="utf-8") as file:
-        yaml.dump(tree, file)
-    return load()
-
-
-def upstream() -> None:
-    """What the stages facts and statistics write, with made-up measurements."""
-    settings, store = load(), Store("data/store")
-    file = _jobs.candidates(settings)
-    job = _jobs.known(settings, file)
-    for unit in job.units():
-        rows = [asdict(Known(0.9, True, True)) for _ in unit.item[0]]
-        store.put_table("known", unit.key, to_arrow(pd.DataFrame(rows)), unit.label)
-    known = [Known(0.9, True, True)] * len(file.facts)
-    chosen = choose(file.facts, known, settings.facts.known, settings.facts.count)
-    write(facts_to_frame(file.facts, known, chosen), Path("data/facts.parquet"))
-    subjects = len({fact.subject for fact in file.facts})
-    write_json({"embedding_sd": 0.1, "subjects": subjects}, Path("data/embedding_sd.json"))
-    folder = Path("data/statistics")
-    write_json({"key": statistics.key(settings, MODEL)}, folder / "manifest.json")
-    write_json(["", "Once"], folder / "contexts.json")
-    (folder / "moments.safetensors").write_bytes(b"not looked at")
 
 
 def units(step: str) -> list[Unit]:
