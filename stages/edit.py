@@ -6,7 +6,7 @@ from functools import partial
 from pipeline import engine
 from pipeline.errors import UserError
 from pipeline.jobs import crew
-from pipeline.params import Params
+from pipeline.params import METHODS, PROBLEMS, Params
 from pipeline.tables import write
 from stages import _inputs, _jobs
 from stages._run import run_stage
@@ -28,7 +28,7 @@ def main(method: str, problem: str, params: Params) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", required=True)
-    parser.add_argument("--problem", required=True)
+    parser.add_argument("--method", required=True, choices=METHODS)
+    parser.add_argument("--problem", required=True, choices=PROBLEMS)
     asked = parser.parse_args()
     run_stage(f"edit-{asked.method}-{asked.problem}", partial(main, asked.method, asked.problem))

@@ -31,7 +31,7 @@ from stages._run import run_stage
 from tests import fuzz_facts as valid
 from tests.conftest import ROOT
 from tests.families import random_model
-from tests.mistakes import CASES, Case, counterfact, fact_file, setting, tsv, versioned
+from tests.mistakes import CASES, Case, counterfact, fact_file, tsv, versioned
 from tests.projects import start
 
 SOON = 2.0  # seconds that a mistake may take to be told, where no model is loaded
@@ -118,7 +118,6 @@ def test_bad_input_ends_in_a_sentence(project: Path, case: Case, capfd: pytest.C
 
 
 SUBPROCESS = [
-    ("pipeline.params", setting("rome.stepps", 3), "did you mean rome.steps?"),
     ("stages.facts", fact_file("counterfact", counterfact(subject="")), "subject is empty"),
     ("stages.trace", versioned("data/facts.parquet"), "table version 0"),
 ]
@@ -135,7 +134,7 @@ def test_as_commands(project: Path) -> None:
         return done, end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
 
     sound = content()
-    _, imports = run("-c", "import stages.facts, stages.trace, pipeline.params")
+    _, imports = run("-c", "import stages.facts, stages.trace")
     for module, spoil, words in SUBPROCESS:
         spoil()
         before = content()
