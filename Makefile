@@ -12,12 +12,13 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet
 TORCH := 2.13.0
 PRESETS := $(patsubst presets/%.yaml,%,$(wildcard presets/*.yaml))
 PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 300
 
 # DVC runs the stages' `python`: it has to be the one in .venv.
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro test lint bench bench-gpu clean
+.PHONY: help setup repro status prune test fuzz lint bench bench-gpu clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -41,8 +42,17 @@ repro: $(READY)  ## run what is not up to date; PRESET=NAME first copies presets
 	python -m pipeline.params params.yaml
 	@dvc repro
 
+status: $(READY)  ## what is done, what is left, for how long, in how much space
+	@python -m stages.status
+
+prune: $(READY)  ## remove the results kept per fact that no current setting needs
+	@python -m stages.status --prune
+
 test: $(READY)  ## the tests; PYTEST_ARGS='-k rome' for some of them
 	@python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(READY)  ## broken fact files at every reader, for 300 seconds or FUZZ_SECONDS=30
+	@python -m tests.fuzz_facts --seconds '$(FUZZ_SECONDS)'
 
 lint: $(READY)  ## ruff's rules and format, and the types
 	@ruff check .

@@ -6,3 +6,12 @@ class UserError(Exception):
 
     Stages print it as `error: <sentence>` on stderr and exit with status 2, without a traceback.
     """
+
+
+def quoted(value: object, most: int = 80) -> str:
+    """A value from a file as one short printable piece of a sentence, in quotes."""
+    try:
+        text = value if isinstance(value, str) else str(value)
+    except (RecursionError, ValueError):  # nested without end; a number with thousands of digits
+        return f"a {type(value).__name__}"
+    return repr(text[:most]) + ("..." if len(text) > most else "")

@@ -20,8 +20,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.facts import EMBEDDED, Fact, FactFile, LeftOut, check_text
+from pipeline.errors import UserError, quoted
+from pipeline.facts import EMBEDDED, Fact, FactFile, LeftOut, check_characters, check_id, check_text
 from pipeline.seeds import derive
 
 MIN_NEIGHBORS, MAX_NEIGHBORS = 5, 10  # of a fact of the embedded table
@@ -41,20 +41,24 @@ def _read_embedded(path: Path, seed: int) -> FactFile:
         relation, _name, *templates = row
         templates = [*templates[:4], *(t for t in templates[4:] if t)]
         if relation in relations:
-            raise UserError(f"{where}: relation {relation!r} has a row already")
+            raise UserError(f"{where}: relation {quoted(relation)} has a row already")
         for template in templates:
             if template.count("{}") != 1:
-                raise UserError(f"{where}: relation {relation!r} has the template {template!r}; it must hold {{}} once")
+                raise UserError(
+                    f"{where}: relation {quoted(relation)} has the template {quoted(template)}; it must hold {{}} once"
+                )
         if len(set(templates)) < len(templates):
-            raise UserError(f"{where}: relation {relation!r} has a template twice; each must be worded differently")
+            raise UserError(
+                f"{where}: relation {quoted(relation)} has a template twice; each must be worded differently"
+            )
         relations[relation] = templates
 
     rows: dict[tuple[str, str, str], str] = {}  # (relation, subject, object) -> where it stands
     for where, (relation, subject, target) in _read_tsv(path / "facts.tsv", _FACT_COLUMNS):
         if relation not in relations:
-            raise UserError(f"{where}: relation {relation!r} is not in {path / 'relations.tsv'}")
+            raise UserError(f"{where}: relation {quoted(relation)} is not in {path / 'relations.tsv'}")
         if (relation, subject, target) in rows:
-            raise UserError(f"{where}: the fact ({relation}, {subject}, {target}) stands above already")
+            raise UserError(f"{where}: the fact {quoted(', '.join((relation, subject, target)))} stands above already")
         rows[relation, subject, target] = where
     objects: dict[tuple[str, str], list[str]] = defaultdict(list)
     every: dict[str, dict[str, None]] = defaultdict(dict)  # relation -> its objects, in order
@@ -78,14 +82,16 @@ def _read_embedded(path: Path, seed: int) -> FactFile:
         record = {"fact_id": f"{relation}-{_slug(subject)}", "relation": relation, "subject": subject}
         record |= {"prompt": prompt, "target_true": targets[0], "source": EMBEDDED}
         if len(targets) > 1:
-            left_out.append(LeftOut(**record, reason=f"the table gives it several objects: {', '.join(targets)}"))
+            left_out.append(
+                _left_out(where, f"the table gives it several objects: {', '.join(targets)[:200]}", **record)
+            )
             continue
         circle, i = places[relation, subject]
         neighbors = (circle[i + 1 :] + circle[:i])[:MAX_NEIGHBORS]
         false = _draw_false(every[relation], targets, seed, record["fact_id"])
         if len(neighbors) < MIN_NEIGHBORS or false is None:
-            reason = f"{len(neighbors)} other subjects with the object {targets[0]}, fewer than {MIN_NEIGHBORS}"
-            left_out.append(LeftOut(**record, reason=reason if false else "no other object in its relation"))
+            reason = f"{len(neighbors)} other subjects with the object {targets[0][:80]}, fewer than {MIN_NEIGHBORS}"
+            left_out.append(_left_out(where, reason if false else "no other object in its relation", **record))
             continue
         filled = tuple(p.replace("{}", subject) for p in paraphrases)
         neighborhood = tuple(prompt.replace("{}", s) for s in neighbors)
@@ -104,7 +110,7 @@ def _read_tsv(path: Path, columns: Sequence[str], optional: str = "") -> Iterabl
     header = lines[0].split("\t")
     extra = header[len(columns) :]
     if tuple(header[: len(columns)]) != tuple(columns) or not all(optional and c.startswith(optional) for c in extra):
-        raise UserError(f"{path}: the header line is {lines[0]!r}; {' '.join(columns)}, tab separated, is right")
+        raise UserError(f"{path}: the header line is {quoted(lines[0])}; {' '.join(columns)}, tab separated, is right")
     for number, line in enumerate(lines[1:], start=2):
         where = f"{path}, line {number}"
         if not line:
@@ -113,10 +119,10 @@ def _read_tsv(path: Path, columns: Sequence[str], optional: str = "") -> Iterabl
             return
         cells = [cell.strip(" ") for cell in line.split("\t")]
         if len(cells) != len(header):
-            raise UserError(f"{where} has {len(cells)} cells, {line[:80]!r}; {len(header)}, tab separated, are right")
+            raise UserError(f"{where} has {len(cells)} cells, {quoted(line)}; {len(header)}, tab separated, are right")
         for column, cell in zip(header, cells, strict=True):
             if cell or column in columns:
-                check_text(cell, f"{where}: {column}")
+                check_text(cell, f"{where}: {column if column.isidentifier() else quoted(column)}")
         yield where, cells
 
 
@@ -203,7 +209,7 @@ def _read_known(path: Path, seed: int) -> FactFile:
         fields |= {"target_true": attribute, "source": "known_1000"}
         false = _draw_false(every[relation], own[relation, subject], seed, fact_id)
         if false is None:
-            left_out.append(LeftOut(**fields, reason="no other attribute in its relation to serve as false target"))
+            left_out.append(_left_out(where, "no other attribute in its relation to serve as false target", **fields))
             continue
         others = sharing[relation, attribute]
         neighbors = _shuffle((s for s in others if s != subject), seed, "neighbors", fact_id)
@@ -219,8 +225,12 @@ def _known_fields(where: str, record: dict[str, Any]) -> tuple[str, str, str, st
         _get(record, key, str, where).strip(" ")
         for key in ("relation_id", "subject", "prompt", "attribute", "template")
     )
-    for key, text in (("subject", subject), ("prompt", prompt), ("attribute", attribute)):
+    for key, text in (("subject", subject), ("prompt", prompt), ("attribute", attribute), ("relation_id", relation)):
         check_text(text, f"{where}: {key}")
+    try:
+        check_id(fact_id)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     # The prompt may go on past the template, but the template knows where in it the subject stands.
     start = template.find("{}")
     if start >= 0 and prompt.startswith(subject, start) and prompt.startswith(template[:start]):
@@ -249,13 +259,13 @@ def _read_zsre(path: Path, seed: int) -> FactFile:
         fields = {"fact_id": f"zsre-{number}", "relation": question, "subject": subject}
         fields |= {"prompt": _ask(question), "target_true": answers[0], "source": "zsre"}
         if not subject or subject not in question:
-            left_out.append(LeftOut(**fields, reason="the subject is not in the question"))
+            left_out.append(_left_out(where, "the subject is not in the question", **fields))
             continue
         template = _template(_ask(question), subject, where)
         fields |= {"relation": _template(question, subject, where), "prompt": template}
         if not alt or alt in answers:
             reason = "alt is one of the true answers" if alt else "no alternative answer"
-            left_out.append(LeftOut(**fields, reason=reason))
+            left_out.append(_left_out(where, reason, **fields))
             continue
         paraphrases, neighborhood = (_ask(rephrased),), (_ask(loc.removeprefix("nq question: ")),)
         facts.append(_fact(where, **fields, target_false=alt, paraphrases=paraphrases, neighborhood=neighborhood))
@@ -294,6 +304,17 @@ def _shuffle(texts: Iterable[str], seed: int, *names: str) -> list[str]:
     return sorted(texts, key=lambda text: derive(seed, *names, text))
 
 
+def _left_out(where: str, reason: str, **fields: str) -> LeftOut:
+    """A LeftOut; UserError, naming the place, for text that no table can hold."""
+    try:
+        check_id(fields["fact_id"])
+        for key in ("relation", "subject", "prompt", "target_true"):
+            check_characters(fields[key], f"fact {fields['fact_id']!r}: {key}", prompt=key in ("relation", "prompt"))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return LeftOut(**fields, reason=reason)
+
+
 def _fact(where: str, **fields: Any) -> Fact:
     """A Fact, spaces at the ends of its texts removed; an error names the place it comes from."""
     for key, value in fields.items():
@@ -310,7 +331,8 @@ def _template(prompt: str, subject: str, where: str) -> str:
     start = word.start() if word else prompt.find(subject)
     if start < 0 or not subject:
         raise UserError(
-            f"{where}: subject {subject!r} does not occur in its prompt {prompt!r}; it must, letter by letter"
+            f"{where}: subject {quoted(subject)} does not occur in its prompt {quoted(prompt)}; "
+            "it must, letter by letter"
         )
     return f"{prompt[:start]}{{}}{prompt[start + len(subject) :]}"
 
@@ -334,18 +356,23 @@ def _read_json(path: Path, id_key: str) -> Iterable[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path} holds a JSON {type(records).__name__}; a list of records is right")
     for number, record in enumerate(records):
         if not isinstance(record, dict):
-            raise UserError(f"{path}, record {number}: found {str(record)[:80]!r}; a JSON object is right")
-        name = f" ({id_key} {record[id_key]})" if id_key in record else ""
+            raise UserError(f"{path}, record {number}: found {quoted(record)}; a JSON object is right")
+        name = ""
+        if id_key in record:
+            value = record[id_key]
+            name = f" ({id_key} {value if isinstance(value, int) and abs(value) < 10**18 else quoted(value, 40)})"
         yield f"{path}, record {number}{name}", record
 
 
 def _get(record: dict[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:
     if key not in record:
-        raise UserError(f"{where} lacks {key!r}; found {', '.join(map(repr, record)) or 'nothing'}")
+        raise UserError(
+            f"{where} lacks {key!r}; found {', '.join(quoted(name, 40) for name in list(record)[:8]) or 'nothing'}"
+        )
     value = record[key]
     if not isinstance(value, kind) or isinstance(value, bool):
         right = " or ".join(_JSON_NAMES[k] for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise UserError(f"{where}: {key} is {str(value)[:80]!r}; it must be {right}")
+        raise UserError(f"{where}: {key} is {quoted(value)}; it must be {right}")
     return value
 
 
@@ -358,5 +385,5 @@ def _texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else tuple(value)
     for text in texts:
         if not isinstance(text, str):
-            raise UserError(f"{where}: {key} holds {str(text)[:80]!r}; every entry must be a text")
+            raise UserError(f"{where}: {key} holds {quoted(text)}; every entry must be a text")
     return texts

@@ -19,11 +19,12 @@ from typing import TypeVar
 
 import pandas as pd
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, quoted
 from pipeline.params import KnownParams
 
 EMBEDDED = "embedded"
-MAX_SUBJECT = 1000  # characters; more is a slip of the file and would fill the model's context
+# Characters; more is a slip of the file and would fill the model's context.
+MAX_ID, MAX_SUBJECT, MAX_TARGET, MAX_PROMPT = 200, 1000, 1000, 10_000
 COLUMNS = (
     "fact_id",
     "relation",
@@ -68,23 +69,30 @@ class Fact:
     source: str = EMBEDDED
 
     def __post_init__(self) -> None:
-        name = f"fact {self.fact_id!r}"
-        if not _ID.fullmatch(self.fact_id):
-            raise UserError(f"{name}: the fact_id must consist of letters A-Z, digits, '_', '.' and '-'")
+        name = f"fact {quoted(self.fact_id)}"
+        check_id(self.fact_id)
         for field in ("relation", "subject", "prompt", "target_true", "target_false"):
             check_text(getattr(self, field), f"{name}: {field}", prompt=field in ("relation", "prompt"))
         for field in ("paraphrases", "neighborhood"):
             for i, text in enumerate(getattr(self, field)):
                 check_text(text, f"{name}: {field}[{i}]", prompt=True)
-        if len(self.subject) > MAX_SUBJECT:
-            raise UserError(f"{name}: the subject has {len(self.subject)} characters; at most {MAX_SUBJECT} will do")
+        for field, most in (("subject", MAX_SUBJECT), ("target_true", MAX_TARGET), ("target_false", MAX_TARGET)):
+            if len(getattr(self, field)) > most:
+                raise UserError(
+                    f"{name}: the {field} has {len(getattr(self, field))} characters; at most {most} will do"
+                )
+        for text in (self.relation, self.prompt, *self.paraphrases, *self.neighborhood):
+            if len(text) > MAX_PROMPT:
+                raise UserError(f"{name}: a prompt has {len(text)} characters; at most {MAX_PROMPT} will do")
         if self.prompt.count("{}") != 1:
             raise UserError(
-                f"{name}: prompt {self.prompt!r} holds {{}} {self.prompt.count('{}')} times; "
+                f"{name}: prompt {quoted(self.prompt)} holds {{}} {self.prompt.count('{}')} times; "
                 "once, where the subject stands, is right"
             )
         if self.target_true == self.target_false:
-            raise UserError(f"{name}: target_true and target_false are both {self.target_true!r}; they must differ")
+            raise UserError(
+                f"{name}: target_true and target_false are both {quoted(self.target_true)}; they must differ"
+            )
 
     @property
     def text(self) -> str:
@@ -118,6 +126,15 @@ class FactFile:
     left_out: list[LeftOut]
 
 
+def check_id(fact_id: str) -> None:
+    """Raise UserError unless the fact_id is short and plain: it names units, rows and figures."""
+    if not _ID.fullmatch(fact_id) or len(fact_id) > MAX_ID:
+        raise UserError(
+            f"fact {quoted(fact_id)}: the fact_id must consist of letters A-Z, digits, '_', '.' and '-', "
+            f"{MAX_ID} at most"
+        )
+
+
 def check_text(text: str, what: str, prompt: bool = False) -> None:
     """Raise UserError, beginning with `what`, unless the text is visible and clean.
 
@@ -127,11 +144,16 @@ def check_text(text: str, what: str, prompt: bool = False) -> None:
     if not text.strip():
         raise UserError(f"{what} is empty; it needs visible text")
     if text != text.strip(" "):
-        raise UserError(f"{what} is {text[:80]!r}, with a space at its beginning or end; there must be none")
+        raise UserError(f"{what} is {quoted(text)}, with a space at its beginning or end; there must be none")
+    check_characters(text, what, prompt)
+
+
+def check_characters(text: str, what: str, prompt: bool = False) -> None:
+    """The part of `check_text` that holds for records that are left out too, as they stand in a table."""
     allowed = "\n\t" if prompt else ""
     bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in allowed), None)
     if bad:
-        raise UserError(f"{what} is {text[:80]!r}, with the character U+{ord(bad):04X}; there must be none")
+        raise UserError(f"{what} is {quoted(text)}, with the character U+{ord(bad):04X}; there must be none")
 
 
 def read_fact_file(source: str, path: Path, seed: int) -> FactFile:
@@ -151,7 +173,7 @@ def read_fact_file(source: str, path: Path, seed: int) -> FactFile:
     records: list[Fact | LeftOut] = [*read.facts, *read.left_out]
     for record in records:
         if record.fact_id in seen:
-            raise UserError(f"{path}: fact {record.fact_id!r} occurs twice; every fact needs an id of its own")
+            raise UserError(f"{path}: fact {quoted(record.fact_id)} occurs twice; every fact needs an id of its own")
         seen.add(record.fact_id)
     if not read.facts:
         reason = f"; the first record: {read.left_out[0].reason}" if read.left_out else ""
@@ -165,7 +187,9 @@ def of_relations(file: FactFile, relations: Sequence[str] | None) -> FactFile:
         return file
     there = list(dict.fromkeys(fact.relation for fact in file.facts))
     if missing := [name for name in relations if name not in there]:
-        raise UserError(f"facts.relations names {missing[0]!r}; the fact file has {', '.join(there[:40])}")
+        raise UserError(
+            f"facts.relations names {quoted(missing[0])}; the fact file has {', '.join(map(quoted, there[:20]))}"
+        )
     return FactFile(
         [fact for fact in file.facts if fact.relation in relations],
         [record for record in file.left_out if record.relation in relations],

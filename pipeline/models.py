@@ -287,6 +287,11 @@ def load(settings: Any, seed: int) -> LanguageModel:
             **common,
         )
     except Exception as error:  # a damaged file ends in any of a dozen kinds
+        if "trust_remote_code" in str(error) and not settings.trust_remote_code:
+            raise UserError(
+                f"model.name {settings.name!r} needs Python code that comes with it, which is not run; "
+                "model.trust_remote_code: true would run it, for models that you trust"
+            ) from error
         first = (str(error).strip().splitlines() or [""])[0].split(". ")[0].rstrip(".") or type(error).__name__
         raise UserError(
             f"model.name {settings.name!r} could not be loaded ({first[:300]}); it must be packaged:NAME, "

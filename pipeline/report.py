@@ -21,8 +21,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.errors import UserError
 from pipeline.plots import facts_phrase, words
-from pipeline.regression import chance_r2_diff
-from pipeline.tables import read_json, write_bytes
+from pipeline.regression import REGRESSION_COLUMNS, chance_r2_diff
+from pipeline.tables import read_record, write_bytes
 
 PAPER_COLUMNS = (
     "score",
@@ -67,6 +67,21 @@ def read_paper(path: Path) -> pd.DataFrame:
     if lacking:
         raise UserError(f"{path}: has no column {lacking[0]} but must have {', '.join(PAPER_COLUMNS)}")
     return paper
+
+
+def read_regressions(path: Path) -> pd.DataFrame:
+    """reports/regressions.csv. Raises UserError where it is missing, no CSV or lacks a column."""
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run dvc repro, which makes it") from None
+    except (OSError, ValueError) as error:  # pandas' own errors are among these
+        told = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: is not a CSV table ({told}); delete it and run dvc repro again") from None
+    lacking = [column for column in REGRESSION_COLUMNS if column not in table]
+    if lacking:
+        raise UserError(f"{path}: has no column {lacking[0]}; delete it and run dvc repro again")
+    return table
 
 
 def headline(regressions: pd.DataFrame) -> pd.DataFrame:
@@ -169,7 +184,7 @@ def manifest(
 
 def read_timings(folder: Path) -> list[dict[str, Any]]:
     """The timings that stages left in `folder`, one JSON file a stage; empty where there are none."""
-    return [read_json(path) for path in sorted(folder.glob("*.json"))]
+    return [read_record(path, stage=str) for path in sorted(folder.glob("*.json"))]
 
 
 def save_csv(path: Path, table: pd.DataFrame) -> None:

@@ -6,15 +6,17 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipeline import sampling
 from pipeline.covariance import condition_number, second_moments
 from pipeline.errors import UserError
-from pipeline.models import LanguageModel
+from pipeline.models import LanguageModel, check_safetensors
 from pipeline.params import Params
 from pipeline.progress import say, track
 from pipeline.store import Store, code_version
@@ -109,9 +111,31 @@ def read(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         prefixes = json.loads((folder / CONTEXTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is missing or damaged ({error}); run `dvc repro statistics`") from error
-    if not (folder / MOMENTS).exists() or prefixes[:1] != [""]:
-        raise UserError(f"{folder} is not whole; run `dvc repro -f statistics`")
+    texts = isinstance(prefixes, list) and all(isinstance(prefix, str) for prefix in prefixes)
+    keyed = isinstance(manifest, dict) and isinstance(manifest.get("key"), str)
+    if not (folder / MOMENTS).exists() or not keyed or not texts or prefixes[:1] != [""]:
+        raise UserError(f"{folder} is not whole or of another version; run `dvc repro -f statistics`")
     return manifest, tuple(prefixes)
+
+
+def check_moments(folder: Path, layers: Sequence[int], size: int) -> None:
+    """Raise UserError unless the file of second moments is whole and has a (size, size) one for each of `layers`.
+
+    Only its header is read.
+    """
+    path = folder / MOMENTS
+    check_safetensors(path)
+    with safe_open(path, framework="pt") as file:
+        there = set(file.keys())
+        for layer in layers:
+            if str(layer) not in there:
+                raise UserError(f"{path} has no block {layer} (counted from 0); run `dvc repro -f statistics`")
+            shape = file.get_slice(str(layer)).get_shape()
+            if shape != [size, size]:
+                raise UserError(
+                    f"{path} has a second moment of shape {shape} for block {layer}, but the model's keys have "
+                    f"size {size}; run `dvc repro -f statistics`"
+                )
 
 
 def _digest(path: Path) -> str:

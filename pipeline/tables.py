@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+
+# Columns of the tables that stages hand to each other, and what each holds; README and reports rest on them.
+TEXT, NUMBER, WHOLE, TRUTH, TEXTS = "text", "numbers", "whole numbers", "true or false", "lists of texts"
+FACTS = {
+    "fact_id": TEXT, "relation": TEXT, "subject": TEXT, "prompt": TEXT, "target_true": TEXT, "target_false": TEXT,
+    "paraphrases": TEXTS, "neighborhood": TEXTS, "source": TEXT, "p_true": NUMBER, "greedy_correct": TRUTH,
+    "kept": TRUTH, "drop_reason": TEXT,
+}  # fmt: skip
+TRACE = {
+    "fact_id": TEXT, "module": TEXT, "window": WHOLE, "token_index": WHOLE, "token": TEXT, "token_role": TEXT,
+    "layer": WHOLE, "p_clean": NUMBER, "p_corrupt": NUMBER, "p_restored": NUMBER, "effect": NUMBER, "fraction": NUMBER,
+}  # fmt: skip
+EDITS = {
+    "fact_id": TEXT, "problem": TEXT, "method": TEXT, "window": WHOLE, "layer": WHOLE, "prompt_kind": TEXT,
+    "prompt_index": WHOLE, "target": TEXT, "p_pre": NUMBER, "p_post": NUMBER, "baseline": TEXT,
+    "p_baseline_pre": NUMBER, "p_baseline_post": NUMBER, "delta_norm": NUMBER, "steps": WHOLE, "loss": NUMBER,
+    "status": TEXT,
+}  # fmt: skip
+SCORES = {
+    "fact_id": TEXT, "relation": TEXT, "problem": TEXT, "method": TEXT, "window": WHOLE, "layer": WHOLE,
+    "rewrite": NUMBER, "paraphrase": NUMBER, "paraphrase_first": NUMBER, "neighborhood": NUMBER, "overall": NUMBER,
+    "trace_module": TEXT, "trace_window": WHOLE, "fraction": NUMBER, "effect": NUMBER, "last_subject": NUMBER,
+    "last_subject_fraction": NUMBER,
+}  # fmt: skip
 
 TABLE_VERSION = "1"  # raised when the meaning of a column changes
 _VERSION_KEY = b"table_version"
@@ -31,18 +56,43 @@ def write(frame: pd.DataFrame | pa.Table, path: Path) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read(path: Path) -> pd.DataFrame:
-    """Read a table that `write` wrote; UserError where it is missing, damaged or of another version."""
+def read(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Read a table that `write` wrote; UserError where it is missing, damaged or of another version.
+
+    columns: those that it must have, and what they must hold.
+    """
     if not path.exists():
         raise UserError(f"{path} does not exist; `dvc repro` makes it")
     try:
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is not a readable Parquet file ({error}); delete it and run `dvc repro`") from error
+    except (pa.ArrowException, OSError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not a readable Parquet file ({told}); delete it and run `dvc repro`") from error
     found = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
     if found != TABLE_VERSION:
         raise UserError(f"{path} is of table version {found}, this code reads version {TABLE_VERSION}; run `dvc repro`")
+    again = "so another version of this code wrote it; delete it and run `dvc repro`"
+    for name, kind in (columns or {}).items():
+        if name not in table.column_names:
+            raise UserError(f"{path} lacks the column {name!r}, {again}")
+        column = table.column(name)
+        if not _holds(column.type, kind):
+            raise UserError(f"{path}: column {name!r} holds {column.type} but must hold {kind}, {again}")
+        if column.null_count and kind != NUMBER:  # in numbers they read as NaN
+            raise UserError(f"{path}: column {name!r} has {column.null_count} cells without a value, {again}")
     return table.to_pandas()
+
+
+def _holds(found: pa.DataType, kind: str) -> bool:
+    is_ = pa.types
+    if kind == TEXT:
+        return is_.is_string(found) or is_.is_large_string(found)
+    if kind == TEXTS:  # a column of empty lists alone has no type for their items
+        listed = is_.is_list(found) or is_.is_large_list(found)
+        return listed and (is_.is_null(found.value_type) or _holds(found.value_type, TEXT))
+    if kind == TRUTH:
+        return is_.is_boolean(found)
+    return is_.is_integer(found) or (kind == NUMBER and is_.is_floating(found))
 
 
 def read_json(path: Path) -> Any:
@@ -51,8 +101,24 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run dvc repro, which makes it") from None
-    except ValueError as error:
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); delete it and run dvc repro again") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({error}); delete it and run dvc repro again") from None
+
+
+def read_record(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """A JSON object with at least these keys, each of its kind. Raises UserError where the file holds anything else."""
+    record = read_json(path)
+    again = "delete it and run dvc repro, which makes it anew"
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: holds a {type(record).__name__} but must hold a JSON object; {again}")
+    for key, kind in kinds.items():
+        if key not in record:
+            raise UserError(f"{path}: lacks {key!r}, so another version of this code wrote it; {again}")
+        if not isinstance(record[key], kind) or (isinstance(record[key], bool) and kind is not bool):
+            raise UserError(f"{path}: {key} is {str(record[key])[:80]!r}, which this code never writes; {again}")
+    return record
 
 
 def write_json(value: Any, path: Path) -> None:

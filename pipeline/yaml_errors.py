@@ -23,6 +23,9 @@ from pipeline.errors import UserError
 
 WHOLE_FILE = "presets/default.yaml is a whole one"
 
+# Beyond these the parser takes seconds, its time growing with the square of the open brackets.
+MAX_CHARACTERS, MAX_BRACKETS = 50_000, 500
+
 
 @dataclass(frozen=True)
 class Key:
@@ -33,10 +36,11 @@ class Key:
     is_section: bool
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, most: int = MAX_CHARACTERS) -> Any:
     """The tree of a YAML 1.2 file, read by the library that DVC uses, so that both see the same values.
 
-    Raises UserError for a file that cannot be read, is not UTF-8, is not YAML, or holds a key twice.
+    Raises UserError for a file that cannot be read, is not UTF-8, is not YAML, holds a key twice or more than `most`
+    characters.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -46,6 +50,10 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); it must be a readable text file") from None
+    if len(text) > most:
+        raise UserError(f"{path}: has {len(text)} characters but must have at most {most}; {WHOLE_FILE}")
+    if (brackets := text.count("[") + text.count("{")) > MAX_BRACKETS:
+        raise UserError(f"{path}: has {brackets} opening brackets but must have at most {MAX_BRACKETS}; {WHOLE_FILE}")
     try:
         return YAML(typ="safe", pure=True).load(text)
     except DuplicateKeyError as error:

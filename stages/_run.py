@@ -4,22 +4,29 @@ written down.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from pipeline import params
 from pipeline.errors import UserError
 from pipeline.tables import write_json
 
 TIMINGS = Path("data/timings")
+IN_USE = Path("data/.in-use")
 
 
 def run_stage(name: str, main: Callable[[params.Params], None]) -> None:
@@ -27,7 +34,7 @@ def run_stage(name: str, main: Callable[[params.Params], None]) -> None:
     start = time.monotonic()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        with Peak() as peak:
+        with in_use(), Peak() as peak:
             main(params.load())
         seconds = round(time.monotonic() - start, 1)
         write_json({"stage": name, "seconds": seconds, "peak_gb": round(peak.gb, 2)}, TIMINGS / f"{name}.json")
@@ -47,6 +54,26 @@ class _Terminated(BaseException):
 
 def _terminate(*_: object) -> None:
     raise _Terminated
+
+
+@contextlib.contextmanager
+def in_use(*, alone: bool = False) -> Iterator[None]:
+    """Within: this process works on data/. Any number may, unless one wants to be `alone`.
+
+    The system forgets it when the process ends, however it ends. Raises UserError where alone can't be had.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(IN_USE.open("ab"))
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        except BlockingIOError:
+            raise UserError(
+                f"a stage is running on {IN_USE.parent}, which removing might disturb; wait for its end"
+            ) from None
+        except OSError:  # a read-only folder, or a file server that knows no locks: it was only a precaution
+            pass
+        yield
 
 
 class Peak:

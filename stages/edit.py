@@ -3,30 +3,18 @@
 import argparse
 from functools import partial
 
-from pipeline import engine, statistics
+from pipeline import engine
 from pipeline.errors import UserError
-from pipeline.jobs import EditJob, crew
-from pipeline.params import Params
+from pipeline.jobs import crew
+from pipeline.params import METHODS, PROBLEMS, Params
 from pipeline.tables import write
-from stages import _inputs
+from stages import _inputs, _jobs
 from stages._run import run_stage
 
 
 def main(method: str, problem: str, params: Params) -> None:
     """Facts and statistics to data/edits/<method>-<problem>.parquet."""
-    folder = _inputs.DATA / "statistics"
-    manifest, prefixes = statistics.read(folder)
-    job = EditJob(
-        params,
-        _inputs.model(params),
-        _inputs.facts(),
-        _inputs.sd(params),
-        method,
-        problem,
-        manifest,
-        prefixes,
-        folder,
-    )
+    job = _jobs.edit(params, method, problem)
     table = engine.run(job, _inputs.store(), crew(params))
     write(table, _inputs.DATA / "edits" / f"{method}-{problem}.parquet")
     frame = table.select(["fact_id", "layer", "status"]).to_pandas().drop_duplicates()
@@ -40,7 +28,7 @@ def main(method: str, problem: str, params: Params) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", required=True)
-    parser.add_argument("--problem", required=True)
+    parser.add_argument("--method", required=True, choices=METHODS)
+    parser.add_argument("--problem", required=True, choices=PROBLEMS)
     asked = parser.parse_args()
     run_stage(f"edit-{asked.method}-{asked.problem}", partial(main, asked.method, asked.problem))

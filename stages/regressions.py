@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.params import Params
 from pipeline.regression import regression_table
 from pipeline.report import save_csv
-from pipeline.tables import read
+from pipeline.tables import SCORES, read
 from stages._run import run_stage
 
 
@@ -13,7 +13,7 @@ def main(params: Params) -> None:
     """Run every regression that params names, with intervals and tests."""
     settings = params.regressions
     table = regression_table(
-        read(Path("data/scores.parquet")),
+        read(Path("data/scores.parquet"), SCORES),
         settings.scores,
         settings.trace_measures,
         settings.bootstrap_samples,

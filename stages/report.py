@@ -7,19 +7,20 @@ import pandas as pd
 from pipeline import figures, report
 from pipeline.params import Params
 from pipeline.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
-from pipeline.tables import read, read_json, write_bytes, write_json
+from pipeline.tables import EDITS, FACTS, SCORES, TRACE, read, read_record, write_bytes, write_json
 from stages._run import run_stage
 
 
 def main(params: Params) -> None:
     """Draw the figures and write everything that stands under reports/, but regressions.csv."""
     out, data = Path("reports"), Path("data")
-    regressions = pd.read_csv(out / "regressions.csv")
-    facts, trace, scores = (read(data / f"{name}.parquet") for name in ("facts", "trace", "scores"))
+    regressions = report.read_regressions(out / "regressions.csv")
+    tables = {"facts": FACTS, "trace": TRACE, "scores": SCORES}
+    facts, trace, scores = (read(data / f"{name}.parquet", columns) for name, columns in tables.items())
     names = [f"{method}-{problem}" for method in params.edit.methods for problem in params.edit.problems]
-    edits = pd.concat([read(data / "edits" / f"{name}.parquet") for name in names], ignore_index=True)
+    edits = pd.concat([read(data / "edits" / f"{name}.parquet", EDITS) for name in names], ignore_index=True)
     paper = report.read_paper(data / "paper" / "hase2023_r2.csv")
-    model = read_json(data / "model.json")
+    model = read_record(data / "model.json", name=str)
     settings = params.regressions
     resampling = (settings.bootstrap_samples, settings.confidence, params.seed)
 
@@ -36,7 +37,7 @@ def main(params: Params) -> None:
     saved = [report.Picture(plot.title, plot.caption, *plot.save(out / "figures", params.report.dpi)) for plot in plots]
     run = report.manifest(
         model,
-        read_json(data / "statistics" / "manifest.json"),
+        read_record(data / "statistics" / "manifest.json"),
         params.model_dump(mode="json"),
         report.read_timings(data / "timings"),
     )

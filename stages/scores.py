@@ -6,7 +6,7 @@ import pandas as pd
 
 from pipeline.params import Params
 from pipeline.scores import score_table
-from pipeline.tables import read, write
+from pipeline.tables import EDITS, FACTS, TRACE, read, write
 from stages._run import run_stage
 
 
@@ -14,13 +14,13 @@ def main(params: Params) -> None:
     """Score every edit of the methods and problems in params and join the trace measures."""
     edits = pd.concat(
         [
-            read(Path(f"data/edits/{method}-{problem}.parquet"))
+            read(Path(f"data/edits/{method}-{problem}.parquet"), EDITS)
             for method in params.edit.methods
             for problem in params.edit.problems
         ],
         ignore_index=True,
     )
-    facts, trace = read(Path("data/facts.parquet")), read(Path("data/trace.parquet"))
+    facts, trace = read(Path("data/facts.parquet"), FACTS), read(Path("data/trace.parquet"), TRACE)
     write(score_table(edits, facts, trace, params.edit.erasure_min_p), Path("data/scores.parquet"))
 
 

@@ -1,16 +1,16 @@
 """Stage `trace`: causal traces of the chosen facts."""
 
 from pipeline import engine
-from pipeline.jobs import TraceJob, crew
+from pipeline.jobs import crew
 from pipeline.params import Params
 from pipeline.tables import write
-from stages import _inputs
+from stages import _inputs, _jobs
 from stages._run import run_stage
 
 
 def main(params: Params) -> None:
     """data/facts.parquet to data/trace.parquet."""
-    job = TraceJob(params, _inputs.model(params), _inputs.facts(), _inputs.sd(params))
+    job = _jobs.trace(params)
     write(engine.run(job, _inputs.store(), crew(params)), _inputs.DATA / "trace.parquet")
 
 

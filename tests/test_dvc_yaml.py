@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
 
 # How work is carried out, told, checked and kept; a change there changes no number.
-MACHINERY = {"__init__", "engine", "errors", "memory", "progress", "ray_engine", "store", "tables"}
+MACHINERY = {"__init__", "engine", "errors", "memory", "progress", "ray_engine", "status", "store", "tables"}
 
 
 def expanded(entries: list[str]) -> list[str]:

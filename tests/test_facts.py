@@ -338,7 +338,7 @@ BAD_TABLES: list[tuple[list[str], list[str], str]] = [
     (RELATIONS, ["lang\tAsgard"], "line 2 has 2 cells"),
     (RELATIONS, ["lang\tAsgard\t"], "facts.tsv, line 2: target_true is empty"),
     (RELATIONS, ["lang\t \tNorse"], "line 2: subject is empty"),
-    (RELATIONS, [*ROWS, ROWS[0]], "line 14: the fact (lang, Ntown 0, Norse) stands above already"),
+    (RELATIONS, [*ROWS, ROWS[0]], "line 14: the fact 'lang, Ntown 0, Norse' stands above already"),
     (RELATIONS, ["tongue\tAsgard\tNorse"], "relation 'tongue' is not in"),
     (RELATIONS, ["lang\tAs\x00gard\tNorse"], "with the character U+0000"),
     (RELATIONS, ["", *ROWS], "facts.tsv, line 2 is empty"),

@@ -30,7 +30,7 @@ def temporary_files(clone: Clone) -> list[Path]:
     folders = [clone.root / "data", clone.root / "reports"]
     return [
         path for folder in folders for path in folder.rglob("*")
-        if path.name.startswith(".") and path.name != ".gitignore" and "models" not in path.parts
+        if path.name.startswith(".") and path.name not in (".gitignore", ".in-use") and "models" not in path.parts
     ]  # fmt: skip
 
 
