@@ -36,6 +36,7 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)
 pytest.importorskip("ray", reason="the Ray engine needs Ray: pip install -e '.[ray]'")
 
 CREW = (1, 1)  # of the local engine: one worker with one thread
+WAIT = 180.0  # seconds for what takes ten at most on a machine with nothing else to do
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -70,7 +71,7 @@ def cluster() -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     ) as head:
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + WAIT
             while not listens(client):
                 assert head.poll() is None
                 assert time.monotonic() < deadline
@@ -81,7 +82,7 @@ def cluster() -> Iterator[str]:
         finally:
             all_of_it = [head, *psutil.Process(head.pid).children(recursive=True)]
             head.terminate()
-            psutil.wait_procs(all_of_it[1:], timeout=20)
+            psutil.wait_procs(all_of_it[1:], timeout=WAIT)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -148,7 +149,7 @@ def stage(*words: str) -> subprocess.Popen[str]:
 
 
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + WAIT
     while not what():
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -158,13 +159,13 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 def gone(pids: set[int]) -> bool:
     """Whether the processes end soon."""
     there = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-    return psutil.wait_procs(there, timeout=20)[1] == []
+    return psutil.wait_procs(there, timeout=WAIT)[1] == []
 
 
 def test_by_the_address_of_another_machine(marks: Any, cluster: str) -> None:
     job = marks({})
     with stage(cluster) as driver:
-        told, progress = driver.communicate(timeout=90)
+        told, progress = driver.communicate(timeout=WAIT)
     assert (driver.returncode, told) == (0, "6\n"), progress
     assert [len(by) for by in job.all()] == [1] * 6
     assert gone({pid for by in job.all() for pid in by})
@@ -197,7 +198,7 @@ def test_ctrl_c_ends_driver_and_workers(marks: Any) -> None:
     with stage("auto") as driver:
         wait_for(lambda: any(job.all()), driver)
         driver.send_signal(signal.SIGINT)
-        told, progress = driver.communicate(timeout=30)
+        told, progress = driver.communicate(timeout=WAIT)
     assert (driver.returncode, told) == (130, "")
     assert progress.endswith("interrupted; finished units are kept, and the next run goes on from them\n")
     assert "Traceback" not in progress
@@ -207,7 +208,7 @@ def test_ctrl_c_ends_driver_and_workers(marks: Any) -> None:
 def test_a_cluster_of_its_own_and_a_sentence_from_a_worker(marks: Any) -> None:
     job = marks({})
     with stage("local", "3") as driver:
-        told, progress = driver.communicate(timeout=60)
+        told, progress = driver.communicate(timeout=WAIT)
     assert (driver.returncode, told) == (2, "")
     lines = progress.splitlines()
     assert lines[0] == "marks: 6 units to do"
