@@ -71,7 +71,8 @@ def neighborhood(p: ArrayLike, p_new: ArrayLike) -> NDArray[np.float64]:
 def _share(moved: NDArray[np.float64], possible: NDArray[np.float64]) -> NDArray[np.float64]:
     moved, possible = np.broadcast_arrays(moved, possible)
     share = np.full(moved.shape, np.nan)
-    np.divide(moved, possible, out=share, where=possible > 0)
+    with np.errstate(over="ignore"):  # by the smallest of all numbers; the share is then cut to 1
+        np.divide(moved, possible, out=share, where=possible > 0)
     return np.clip(share, 0, 1)
 
 

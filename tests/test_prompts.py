@@ -2,7 +2,7 @@
 
 import pytest
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -62,6 +62,30 @@ def test_subject_and_target_are_where_the_text_says(kind: str, case: str, add_bo
     assert all(end <= len(text) for _, end in spans[: prompt.target_start - offset])
     assert "".join(f"{text} {target}"[a:b] for a, b in of_target).replace(" ", "") == target.replace(" ", "")
     assert prompt.reads == tuple(range(prompt.target_start - 1, len(prompt.ids) - 1))
+
+
+plain = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(before=plain | st.just(""), subject=st.lists(plain, min_size=1, max_size=3), after=plain, target=plain,
+       add_bos=st.booleans())  # fmt: skip
+def test_spans_of_any_text_are_what_its_offsets_say(
+    before: str, subject: list[str], after: str, target: str, add_bos: bool
+) -> None:
+    """Any script, marks and symbols: the subject's tokens are those that touch it, the target's come after the text."""
+    tokenizer, name = TOKENIZERS["byte-level"], " ".join(subject)
+    at = len(before) + 1 if before else 0
+    text = f"{before} {name} {after}".lstrip(" ")
+    prompt = tokenize(tokenizer, text, subject=name, subject_at=at, target=target, add_bos=add_bos)
+    spans = tokenizer(f"{text} {target}", add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    spans = [(-1, -1)] * add_bos + spans
+    assert prompt.subject is not None
+    touching = [i for i, (low, high) in enumerate(spans) if low < at + len(name) and high > at]
+    assert list(range(*prompt.subject)) == touching
+    assert prompt.subject[1] <= prompt.target_start
+    assert tokenizer.decode(list(prompt.ids[prompt.target_start :])) == f" {target}"
+    assert tokenizer.decode(list(prompt.ids[int(add_bos) : prompt.target_start])) == text
 
 
 def test_a_target_has_its_leading_space() -> None:

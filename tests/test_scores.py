@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.scores import (
@@ -74,6 +76,29 @@ def test_fall(p: float, p_new: float, score: float) -> None:
 )
 def test_neighborhood(p: float, p_new: float, score: float) -> None:
     assert neighborhood(p, p_new) == pytest.approx(score, nan_ok=True)
+
+
+probabilities = st.floats(0, 1)
+
+
+@given(probabilities, probabilities, probabilities)
+def test_scores_lie_between_0_and_1_and_follow_the_probability(p: float, new: float, other: float) -> None:
+    low, high = sorted((new, other))
+    for score in (rise, fall, neighborhood):
+        value = float(score(p, new))
+        possible = {rise: p < 1, fall: p > 0}.get(score, True)
+        assert 0 <= value <= 1 if possible else np.isnan(value)
+    if p < 1:
+        assert float(rise(p, low)) <= float(rise(p, high))
+        assert float(rise(p, 1.0)) == 1
+        assert float(rise(p, min(p, new))) == 0
+    if p > 0:
+        assert float(fall(p, low)) >= float(fall(p, high))
+        assert float(fall(p, 0.0)) == 1
+        assert float(fall(p, max(p, new))) == 0
+    near, far = sorted((new, other), key=lambda moved: abs(moved - p))
+    assert float(neighborhood(p, near)) >= float(neighborhood(p, far))
+    assert float(neighborhood(p, p)) == 1
 
 
 def test_formulas_take_arrays() -> None:

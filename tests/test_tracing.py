@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.models import LanguageModel
 from pipeline.noise import NoiseTable, embedding_sd, subject_noise
@@ -91,6 +93,23 @@ def test_embedding_sd_is_over_the_subjects_tokens() -> None:
 )  # fmt: skip
 def test_windows(layer: int, window: int, n_layers: int, expected: range) -> None:
     assert window_range(layer, window, n_layers) == expected
+
+
+@given(st.integers(0, 60), st.integers(1, 80), st.integers(1, 61))
+def test_windows_hold_their_layer_and_are_cut_at_the_borders_only(layer: int, window: int, n_layers: int) -> None:
+    layer = min(layer, n_layers - 1)
+    found = window_range(layer, window, n_layers)
+    assert layer in found
+    assert 0 <= found.start < found.stop <= n_layers
+    low, high = layer - window // 2, layer - window // 2 + window  # where there are blocks without end
+    assert found == range(max(0, low), min(n_layers, high))
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_any_fractions_stay_between_0_and_1(clean: float, corrupt: float, restored: list[float]) -> None:
+    fraction = Trace(clean, corrupt, np.array([restored])).fraction
+    assert ((fraction >= 0) & (fraction <= 1)).all()
+    assert (fraction[0][np.array(restored) <= corrupt] == 0).all()
 
 
 def test_fractions_stay_between_0_and_1_and_take_the_best_restored_as_whole() -> None:
