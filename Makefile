@@ -9,6 +9,7 @@ SHELL := /bin/bash
 VENV := .venv
 READY := $(VENV)/.ready
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet
+AUDIT := $(VENV)/audit
 TORCH := 2.13.0
 PRESETS := $(patsubst presets/%.yaml,%,$(wildcard presets/*.yaml))
 PYTEST_ARGS ?=
@@ -18,7 +19,7 @@ FUZZ_SECONDS ?= 300
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro status prune test fuzz lint bench bench-gpu clean
+.PHONY: help setup repro status prune test fuzz lint audit bench bench-gpu clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -58,6 +59,13 @@ lint: $(READY)  ## ruff's rules and format, and the types
 	@ruff check .
 	@ruff format --check .
 	@mypy
+
+audit: $(READY)  ## known vulnerabilities of the locked packages, where osv.dev can be reached
+	@if python -c 'import urllib.request as u; u.urlopen("https://api.osv.dev/v1/vulns/GHSA-9hjg-9r4m-mvj7", timeout=10)' \
+	    2>/dev/null; then \
+	  [ -x $(AUDIT)/bin/pip-audit ] || { python -m venv $(AUDIT); $(AUDIT)/bin/python -m pip -q install pip-audit; }; \
+	  $(AUDIT)/bin/pip-audit --vulnerability-service osv --no-deps --disable-pip -r constraints.txt; \
+	else echo "audit: skipped, api.osv.dev can't be reached from here"; fi
 
 bench: $(READY)  ## speed and memory beside the plain path
 	@python -m benchmarks.run

@@ -63,7 +63,7 @@ def set_up(params: Params, *, alone: bool = False) -> LanguageModel:
     alone: this process is the stage's only one, and takes the threads of all workers.
     """
     workers, threads = crew(params)
-    torch.set_num_threads(threads * workers if alone else threads)
+    torch.set_num_threads(max(threads, min(threads * workers, cores())) if alone else threads)
     torch.backends.cuda.matmul.allow_tf32 = params.compute.tf32
     torch.backends.cudnn.allow_tf32 = params.compute.tf32
     lm = models.load(params.model, params.seed)
