@@ -77,7 +77,11 @@ def in_use(*, alone: bool = False) -> Iterator[None]:
 
 
 class Peak:
-    """Within: the most memory that this process and its workers hold together, looked up once a second."""
+    """Within: the most memory that this process and its workers hold together, looked up once a second.
+
+    What processes share, such as libraries, counts once, as the largest share of any of them: to ask the system for
+    more than that takes it tens of milliseconds a process, in which the process can't get memory.
+    """
 
     def __init__(self) -> None:
         self.gb = 0.0
@@ -97,13 +101,14 @@ class Peak:
     def _watch(self) -> None:
         me = psutil.Process()
         while True:
-            held = 0
+            held = shared = 0
             for process in (me, *me.children(recursive=True)):
                 try:
-                    info = process.memory_full_info()
+                    info = process.memory_info()
                 except psutil.Error:
                     continue  # it has ended meanwhile
-                held += getattr(info, "pss", info.rss)  # pages that processes share count once
-            self.gb = max(self.gb, held / 1024**3)
+                common = getattr(info, "shared", 0)  # Linux alone knows
+                held, shared = held + info.rss - common, max(shared, common)
+            self.gb = max(self.gb, (held + shared) / 1024**3)
             if self._over.wait(1.0):
                 return
