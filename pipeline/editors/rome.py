@@ -252,13 +252,12 @@ class Prepared:
 
     def logits_at_zero(self, layers: Sequence[int], deltas: Sequence[Tensor]) -> Tensor:
         """`logits` while all deltas are 0: one row, (1, reads + 1, V), through which the gradient of each goes."""
-        h = self._output(layers[0])
-        for layer in range(layers[0], self.lm.n_layers):
-            if layer > layers[0]:
-                h = self.suffix.run_block(self.lm, layer, h, None)
-            for e, edited in enumerate(layers):
-                if edited == layer:
-                    h = self._add(h, layer, deltas[e])
+        added = dict(zip(layers, deltas, strict=True))
+        h = self._add(self._output(layers[0]), layers[0], deltas[0])
+        for layer in range(layers[0] + 1, self.lm.n_layers):
+            h = self.suffix.run_block(self.lm, layer, h, None)
+            if layer in added:
+                h = self._add(h, layer, added[layer])
         return self.lm.arch.logits(h[:, self.reads])
 
     def optimise(self, settings: RomeSettings, layers: Sequence[int]) -> tuple[list[Tensor], list[float], list[int]]:
