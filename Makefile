@@ -40,7 +40,7 @@ repro: $(READY)  ## run what is not up to date; PRESET=NAME first copies presets
 	  fi; \
 	  cp "presets/$$preset.yaml" params.yaml; \
 	fi; \
-	python -m pipeline.params params.yaml
+	python -m stages.params params.yaml
 	@dvc repro
 
 status: $(READY)  ## what is done, what is left, for how long, in how much space
@@ -53,7 +53,7 @@ test: $(READY)  ## the tests; PYTEST_ARGS='-k rome' for some of them
 	@python -m pytest $(PYTEST_ARGS)
 
 fuzz: $(READY)  ## broken fact files at every reader, for 300 seconds or FUZZ_SECONDS=30
-	@python -m tests.fuzz_facts --seconds '$(FUZZ_SECONDS)'
+	@python -m tests.facts.fuzz --seconds '$(FUZZ_SECONDS)'
 
 lint: $(READY)  ## ruff's rules and format, and the types
 	@ruff check .

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import jobs, known, problems
-from pipeline.covariance import Whitener, second_moments
-from pipeline.editors.base import Edit, EditRequest
-from pipeline.editors.rome import Prepared, Rome
-from pipeline.errors import UserError
-from pipeline.facts import Fact, choose, of_relations, read_fact_file, trim
-from pipeline.forward import Suffix
-from pipeline.measure import Measurement, questions
-from pipeline.memory import budget, rows_within
-from pipeline.models import LanguageModel
-from pipeline.noise import NoiseTable, embedding_sd
-from pipeline.params import Params
-from pipeline.tracing import FactTrace
+from pipeline.edit import problems
+from pipeline.edit.moments import second_moments
+from pipeline.edit.protocol import Edit, EditRequest, Resources
+from pipeline.edit.rome import Rome, RomeSettings
+from pipeline.edit.value import Prepared
+from pipeline.facts import known
+from pipeline.facts.choose import KnownRule, choose, of_relations, trim
+from pipeline.facts.fact import Fact
+from pipeline.facts.readers import read_fact_file
+from pipeline.lm.forward import Suffix
+from pipeline.lm.memory import budget, rows_within
+from pipeline.lm.model import LanguageModel
+from pipeline.lm.noise import NoiseTable, embedding_sd
+from pipeline.locate.tracing import FactTrace
+from pipeline.measure.probabilities import Measurement, questions
+from pipeline.settings.params import Params
 
 RIDGE = 0.01  # the benchmark's text is too short for a second moment of full rank
 PREFIXES: tuple[str, ...] = ("", "The weather was fine. ", "On the way home they talked about the news. ")
@@ -87,8 +90,8 @@ def known_facts(lm: LanguageModel, params: Params, count: int) -> tuple[list[Fac
         read_fact_file(params.facts.source, Path(params.facts.path), params.seed), params.facts.relations
     )
     some = trim(file.facts[: 4 * known.PACK], params.facts.max_paraphrases, params.facts.max_neighborhood)
-    chosen = choose(some, known.measure(lm, some, None), params.facts.known, count)
-    sd = jobs.noise_sd(params, embedding_sd(lm, (fact.subject for fact in file.facts)))
+    chosen = choose(some, known.measure(lm, some, None), KnownRule(**params.facts.known.model_dump()), count)
+    sd = params.noise.in_embedding_units(embedding_sd(lm, (fact.subject for fact in file.facts)))
     return [fact for fact, (kept, _) in zip(some, chosen, strict=True) if kept], sd
 
 
@@ -134,7 +137,7 @@ def compare_moments(
 
 def compare_trace(lm: LanguageModel, fact: Fact, sd: float, samples: int, cells: int, bound: float = 1e-4) -> Row:
     """Tracing of one fact, MLP, window 5: every token from the subject on, every layer."""
-    noise = NoiseTable(0, fact.fact_id, sd, samples, jobs.embedding_width(lm))
+    noise = NoiseTable(0, fact.fact_id, sd, samples, lm.embedding_width)
     prompt = known.fact_prompt(lm, fact)
     memory = budget(None, lm.device, gradient=False)
     rows = rows_within(lm, memory, len(prompt.reads) * prompt.target_start, gradient=False)
@@ -173,24 +176,32 @@ def cases(lm: LanguageModel, params: Params, fact: Fact, sd: float, names: Seque
     for name in names:
         problem = problems.PROBLEMS[name]
         draws = params.edit.forcing_noise_samples if problem.noised else params.noise.samples
-        noise = NoiseTable(params.seed, fact.fact_id, sd, draws, jobs.embedding_width(lm))
+        noise = NoiseTable(params.seed, fact.fact_id, sd, draws, lm.embedding_width)
         prompt = known.fact_prompt(lm, fact)
         o_noise = problems.noised_answer(lm, prompt, noise, draws) if problem.target == "noise" else None
         target, baseline = problems.objects(problem, fact, o_noise)
         if target == baseline:  # what the run drops; for a timing any other object does
             target = fact.target_false
         used = noise if problem.noised else None
-        request = jobs.edit_request(lm, problem, fact, target, PREFIXES, used)
+        request = problems.edit_request(lm, problem, fact, target, PREFIXES, used)
         asked = questions(lm, fact, target, baseline, draws if problem.noised else 0)
         result.append(Case(name, request, Measurement(lm, asked, used)))
     return result
+
+
+def editor(params: Params, problem: str, resources: Resources, layers: Sequence[int]) -> Rome:
+    """ROME with its second moments factored, so that no time is taken for that later."""
+    rome = Rome(RomeSettings(**params.for_problem("rome", problem)), resources)
+    for layer in layers:
+        rome.whitener(layer)
+    return rome
 
 
 def compare_edits(
     lm: LanguageModel,
     params: Params,
     work: Sequence[Case],
-    whiteners: Mapping[int, Whitener | UserError],
+    resources: Resources,
     layers: Sequence[int],
     sample: int,
     bounds: tuple[float, float] = (1e-3, 1e-3),
@@ -205,10 +216,8 @@ def compare_edits(
     edits: dict[str, list[Edit]] = {}
     after: dict[str, np.ndarray] = {}
     for case in work:
-        settings = jobs.rome_settings(params, case.problem)
-        reads = sum(len(prompt.reads) for prompt in case.request.prompts) + 1
-        rome = Rome(settings, whiteners, "fast", rows_within(lm, memory[0], reads, gradient=True))
-        took, edits[case.problem] = timed(lambda rome=rome, case=case: rome.edit(lm, case.request, layers))  # type: ignore[misc]
+        rome = editor(params, case.problem, resources, layers)
+        took, edits[case.problem] = timed(lambda rome=rome, case=case: rome.edit(lm, case.request, layers, memory[0]))  # type: ignore[misc]
         edit_seconds += took
 
         def rows(suffix: Suffix, case: Case = case) -> int:
@@ -221,7 +230,7 @@ def compare_edits(
     plain_edit, plain_score, worst_value, worst_p, odd = [], [], 0.0, 0.0, []
     for i, at in enumerate(np.linspace(0, len(layers) - 2, sample).astype(int)):
         case = work[i % len(work)]
-        rome = Rome(jobs.rome_settings(params, case.problem), whiteners, "plain")
+        rome = editor(params, case.problem, replace(resources, path="plain"), [layers[at]])
         took, (slow,) = timed(lambda rome=rome, case=case, at=at: rome.edit(lm, case.request, [layers[at]]))  # type: ignore[misc]
         plain_edit.append(took)
         fast = edits[case.problem][at]
@@ -276,5 +285,5 @@ def value_difference(lm: LanguageModel, request: EditRequest, one: Edit, other: 
     """|v*_one - v*_other| / |v*_other|, with v* = v0 + left (right . k) for the bare prompt's key k."""
     bare = replace(request, prompts=request.prompts[:1])
     site = Prepared(lm, bare).site(one.layer)
-    values = [site.v0.double() + e.updates[0].left * (e.updates[0].right @ site.keys[0].double()) for e in (one, other)]
+    values = [site.v0.double() + sum(u.output(site.keys[0].double()) for u in e.updates) for e in (one, other)]
     return float((values[0] - values[1]).norm() / values[1].norm())

@@ -18,12 +18,15 @@ import torch
 import transformers
 
 from benchmarks import compare
-from pipeline import jobs, models, params
-from pipeline.covariance import Whitener
+from pipeline.compute.fetch import opened
+from pipeline.edit import methods
+from pipeline.edit.protocol import Resources
 from pipeline.errors import UserError
-from pipeline.facts import Fact
-from pipeline.models import LanguageModel, wrap
+from pipeline.facts.fact import Fact
+from pipeline.lm.load import pick_device
+from pipeline.lm.model import LanguageModel, wrap
 from pipeline.progress import say
+from pipeline.settings.params import Params
 from pipeline.tables import write_json
 
 RESULTS = Path("benchmarks/gpu.json")
@@ -67,18 +70,17 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, size: int) -> float:
 
 
 def rates(
-    lm: LanguageModel, settings: params.Params, layers: tuple[int, ...], fact: Fact, sd: float, plain: int, peak: float
+    lm: LanguageModel, settings: Params, layers: tuple[int, ...], fact: Fact, sd: float, plain: int, peak: float
 ) -> dict[str, Any]:
     """Edits and tracing cells a second, the plain path's beside them, and the largest differences."""
     size = lm.arch.key_size(layers[0])
     eye = torch.eye(size, device=lm.device)  # speed does not depend on the second moments' values
-    whiteners: dict[int, Whitener | UserError] = {layer: Whitener(eye) for layer in layers[:1]}
-    whiteners |= dict.fromkeys(layers, whiteners[layers[0]])
+    resources = Resources(lambda layer: eye)
     work = compare.cases(lm, settings, fact, sd, settings.edit.problems)
-    compare.compare_edits(lm, settings, work[:1], whiteners, layers, 1)  # warm up
-    edit, score, odd = compare.compare_edits(lm, settings, work, whiteners, layers, plain)
+    compare.compare_edits(lm, settings, work[:1], resources, layers, 1)  # warm up
+    edit, score, odd = compare.compare_edits(lm, settings, work, resources, layers, plain)
     trace = compare.compare_trace(lm, fact, sd, settings.noise.samples, plain)
-    flops = compare.optimisation_flops(lm, work, layers, settings.rome.steps)
+    flops = compare.optimisation_flops(lm, work, layers, settings.sections["rome"]["steps"])
     return {
         "layers": list(layers),
         "edits_per_second": edit.units / (edit.fast + score.fast),
@@ -103,14 +105,14 @@ def main() -> int:
     parser.add_argument("--model", help="folder of the embedded model, where it is not to be fetched")
     parser.add_argument("--plain", type=int, default=5, help="edits and cells timed on the plain path")
     asked = parser.parse_args()
-    device = models.pick_device(asked.device)
-    settings = params.load("presets/default.yaml")
+    device = pick_device(asked.device)
+    settings = methods.load("presets/default.yaml")
     updated = {
         "model": settings.model.model_copy(update={"device": asked.device, "name": asked.model or settings.model.name})
     }
     settings = settings.model_copy(update=updated)
     start = time.perf_counter()
-    embedded = jobs.set_up(settings, alone=True)
+    embedded = opened(settings, alone=True)
     dtype = torch.float32
     peak = matrix_peak(device, dtype, 8192 if device.type == "cuda" else 1024)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

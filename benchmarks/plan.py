@@ -6,7 +6,7 @@
 
 Counts the matrix products of every stage from the model's shape (a token costs two operations a weight of each block
 that it passes) and the preset's settings, divides them by `--rate`, and hands the facts out to workers as
-pipeline.engine does: one stage after the other, each worker loading the model at each stage's beginning, facts in order
+the engine does: one stage after the other, each worker loading the model at each stage's beginning, facts in order
 to whoever is free. Prints hours, how busy the workers are, and what the second moments hold. docs/scale.md and the
 README's table of presets read the result.
 """
@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import params
+from pipeline.edit import methods
+from pipeline.settings.params import Params
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,13 @@ class Work:
     spread: float = 0.35  # standard deviation of the logarithm of a fact's cost
 
     @classmethod
-    def of(cls, settings: params.Params, edited: int) -> Work:
+    def of(cls, settings: Params, edited: int) -> Work:
         statistics = settings.statistics
         return cls(
             edited=edited,
             prompts=1 + len(statistics.prefix_lengths) * statistics.prefixes_per_length,
             problems=len(settings.edit.problems),
-            steps=settings.rome.steps,
+            steps=settings.sections["rome"]["steps"],
             samples=settings.noise.samples,
             traces=len(settings.trace.modules) * len(settings.trace.windows),
             tokens=statistics.tokens,
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="edited layers, spread evenly, in place of the preset's")
     parser.add_argument("--start", type=float, default=60.0, help="seconds in which a worker loads the model")
     asked = parser.parse_args()
-    shape, settings = SHAPES[asked.shape], params.load(f"presets/{asked.preset}.yaml")
+    shape, settings = SHAPES[asked.shape], methods.load(f"presets/{asked.preset}.yaml")
     edited = asked.layers or len(settings.edit.layer_list(shape.layers))
     work = Work.of(settings, edited)
     moments = edited * shape.keys**2 * 4 / 1e9

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 
 from benchmarks import compare
-from pipeline import jobs, params
-from pipeline.covariance import Whitener
-from pipeline.editors.rome import Rome
-from pipeline.facts import read_fact_file
-from pipeline.models import LanguageModel, wrap
+from pipeline.compute.fetch import opened
+from pipeline.edit import methods
+from pipeline.edit.protocol import Resources
+from pipeline.facts.readers import read_fact_file
+from pipeline.lm.model import LanguageModel, wrap
 from pipeline.progress import say
 from pipeline.tables import write_json
-from stages._run import Peak
+from pipeline.watch import Peak
 
 RESULTS = Path("benchmarks/results.json")
 PLAIN_EDITS, PLAIN_CELLS, PLAIN_PASSES = 10, 12, (0, 15, 29)
@@ -52,31 +52,31 @@ def exponent(sizes: tuple[int, ...], seconds: list[float]) -> float:
 
 
 def main() -> int:
-    settings = params.load("presets/default.yaml")
+    settings = methods.load("presets/default.yaml")
     compute = settings.compute.model_copy(update={"threads": 1, "workers": 1})
     settings = settings.model_copy(update={"compute": compute})
     with Peak() as peak:
-        lm = jobs.set_up(settings)
+        lm = opened(settings)
         facts, sd = compare.known_facts(lm, settings, TRACED)
         fact = facts[0]
         say(f"edited: {fact.text} | {fact.target_true}")
         every = read_fact_file(settings.facts.source, Path(settings.facts.path), settings.seed).facts
         batches = compare.text(lm, every, 4096)
         moments_row, moments = compare.compare_moments(lm, batches, PLAIN_PASSES)
-        whiteners = {layer: Whitener(moment, compare.RIDGE) for layer, moment in moments.items()}
+        resources = Resources(moments.__getitem__, compare.RIDGE)
         say("second moments done")
         traces = [compare.compare_trace(lm, each, sd, settings.noise.samples, PLAIN_CELLS) for each in facts]
         trace_row = compare.together(f"tracing, {TRACED} facts", traces)
         say("tracing done")
         work = compare.cases(lm, settings, fact, sd, settings.edit.problems)
         layers = range(lm.n_layers)
-        edit_row, score_row, odd = compare.compare_edits(lm, settings, work, whiteners, layers, PLAIN_EDITS)
+        edit_row, score_row, odd = compare.compare_edits(lm, settings, work, resources, layers, PLAIN_EDITS)
         say("editing and scoring done")
 
         doubled = wrap(copy.deepcopy(lm.model).double(), lm.tokenizer)
         few = [2, 14, 26, 28]
         precise = compare.cases(doubled, settings, fact, sd, settings.edit.problems[:1])
-        edit64, score64, _ = compare.compare_edits(doubled, settings, precise, whiteners, few, 2, bounds=(1e-8, 1e-8))
+        edit64, score64, _ = compare.compare_edits(doubled, settings, precise, resources, few, 2, bounds=(1e-8, 1e-8))
         trace64 = compare.compare_trace(doubled, fact, sd, 2, 4, bound=1e-9)
         del doubled
         say("float64 done")
@@ -85,11 +85,11 @@ def main() -> int:
         for depth in DEPTHS:
             part = shallow(lm, depth)
             case = compare.cases(part, settings, fact, sd, settings.edit.problems[:1])[0]
-            rome = Rome(jobs.rome_settings(settings, case.problem), whiteners)
+            rome = compare.editor(settings, case.problem, resources, range(depth))
             sweep.append(compare.timed(lambda: rome.edit(part, case.request, range(depth)))[0])  # noqa: B023
         depth_exponent = exponent(DEPTHS, sweep)
         case = work[0]
-        rome = Rome(jobs.rome_settings(settings, case.problem), whiteners)
+        rome = compare.editor(settings, case.problem, resources, layers)
         many = [
             compare.timed(lambda: [rome.edit(lm, case.request, range(20, 30)) for _ in range(count)])[0]  # noqa: B023
             for count in FACTS

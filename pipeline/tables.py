@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.disk import write_bytes
 from pipeline.errors import UserError
 
 # Columns of the tables that stages hand to each other, and what each holds; README and reports rest on them.
@@ -83,6 +84,14 @@ def read(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
     return table.to_pandas()
 
 
+def read_edits(folder: Path, methods: Iterable[str], problems: Iterable[str]) -> pd.DataFrame:
+    """The tables data/edits/<method>-<problem>.parquet, one below the other; UserError as for `read`."""
+    names = list(itertools.product(methods, problems))
+    return pd.concat(
+        [read(folder / f"{method}-{problem}.parquet", EDITS) for method, problem in names], ignore_index=True
+    )
+
+
 def _holds(found: pa.DataType, kind: str) -> bool:
     is_ = pa.types
     if kind == TEXT:
@@ -126,20 +135,7 @@ def write_json(value: Any, path: Path) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file by way of a temporary one beside it; UserError where the disk is full or the folder read-only."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error.strerror}); free space or make {path.parent} writable"
-        ) from error
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV with ten significant digits, so that rounding in the last bits changes no file."""
+    text: str = table.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+    write_bytes(path, text.encode("utf-8"))

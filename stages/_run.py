@@ -1,43 +1,36 @@
-"""How every stage starts and ends: params in, one sentence and exit status 2 for a user's mistake, its seconds
-written down.
+"""How every stage starts and ends: params in, one sentence and exit status 2 for a user's mistake, its seconds, memory
+and library versions written down.
 """
 
 from __future__ import annotations
 
-import contextlib
+import platform
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-import psutil
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-from pipeline import params
 from pipeline.errors import UserError
+from pipeline.settings import params
 from pipeline.tables import write_json
+from pipeline.watch import Peak, in_use
 
 TIMINGS = Path("data/timings")
-IN_USE = Path("data/.in-use")
+LIBRARIES = ("torch", "transformers", "numpy", "pandas", "scipy", "statsmodels")
 
 
-def run_stage(name: str, main: Callable[[params.Params], None]) -> None:
-    """Run one stage with the settings of params.yaml; does not return."""
+def run_stage(name: str, main: Callable[[params.Params], None], methods: Mapping[str, type] | None = None) -> None:
+    """Run one stage with the settings of params.yaml; does not return. methods: as for `params.load`."""
     start = time.monotonic()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with in_use(), Peak() as peak:
-            main(params.load())
+            main(params.load(methods=methods))
         seconds = round(time.monotonic() - start, 1)
-        write_json({"stage": name, "seconds": seconds, "peak_gb": round(peak.gb, 2)}, TIMINGS / f"{name}.json")
+        made = {"stage": name, "seconds": seconds, "peak_gb": round(peak.gb, 2), "versions": _versions()}
+        write_json(made, TIMINGS / f"{name}.json")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -56,59 +49,11 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
-@contextlib.contextmanager
-def in_use(*, alone: bool = False) -> Iterator[None]:
-    """Within: this process works on data/. Any number may, unless one wants to be `alone`.
-
-    The system forgets it when the process ends, however it ends. Raises UserError where alone can't be had.
-    """
-    with contextlib.ExitStack() as stack:
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
         try:
-            file = stack.enter_context(IN_USE.open("ab"))
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
-        except BlockingIOError:
-            raise UserError(
-                f"a stage is running on {IN_USE.parent}, which removing might disturb; wait for its end"
-            ) from None
-        except OSError:  # a read-only folder, or a file server that knows no locks: it was only a precaution
-            pass
-        yield
-
-
-class Peak:
-    """Within: the most memory that this process and its workers hold together, looked up once a second.
-
-    What processes share, such as libraries, counts once, as the largest share of any of them: to ask the system for
-    more than that takes it tens of milliseconds a process, in which the process can't get memory.
-    """
-
-    def __init__(self) -> None:
-        self.gb = 0.0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while True:
-            held = shared = 0
-            for process in (me, *me.children(recursive=True)):
-                try:
-                    info = process.memory_info()
-                except psutil.Error:
-                    continue  # it has ended meanwhile
-                common = getattr(info, "shared", 0)  # Linux alone knows
-                held, shared = held + info.rss - common, max(shared, common)
-            self.gb = max(self.gb, (held + shared) / 1024**3)
-            if self._over.wait(1.0):
-                return
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found

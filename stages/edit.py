@@ -1,22 +1,27 @@
-"""Stage `edit`: one method and problem at every edited layer, with probabilities before and after."""
+"""Stage `edit`: all edits of one method for one problem, with the probabilities before and after."""
 
 import argparse
 from functools import partial
 
-from pipeline import engine
+from pipeline.compute import engine, fetch, inputs, statistics
+from pipeline.compute.edit_job import EditJob
+from pipeline.compute.machine import crew
+from pipeline.edit.methods import METHODS, SETTINGS
 from pipeline.errors import UserError
-from pipeline.jobs import crew
-from pipeline.params import METHODS, PROBLEMS, Params
+from pipeline.settings.fields import PROBLEMS
+from pipeline.settings.params import Params
 from pipeline.tables import write
-from stages import _inputs, _jobs
 from stages._run import run_stage
 
 
 def main(method: str, problem: str, params: Params) -> None:
     """Facts and statistics to data/edits/<method>-<problem>.parquet."""
-    job = _jobs.edit(params, method, problem)
-    table = engine.run(job, _inputs.store(), crew(params))
-    write(table, _inputs.DATA / "edits" / f"{method}-{problem}.parquet")
+    model = inputs.model(params)
+    made = statistics.read_for(params, model, inputs.STATISTICS)
+    job = EditJob(params, model, inputs.facts(), inputs.sd(params), METHODS[method], problem, *made, inputs.STATISTICS)
+    fetched = partial(fetch.ensure, params.model.name, params.seed)
+    table = engine.run(job, inputs.store(), crew(params), fetched)
+    write(table, inputs.DATA / "edits" / f"{method}-{problem}.parquet")
     frame = table.select(["fact_id", "layer", "status"]).to_pandas().drop_duplicates()
     failed = frame["status"].str.startswith("failed")
     if failed.mean() > params.edit.max_failed_share:
@@ -31,4 +36,4 @@ if __name__ == "__main__":
     parser.add_argument("--method", required=True, choices=METHODS)
     parser.add_argument("--problem", required=True, choices=PROBLEMS)
     asked = parser.parse_args()
-    run_stage(f"edit-{asked.method}-{asked.problem}", partial(main, asked.method, asked.problem))
+    run_stage(f"edit-{asked.method}-{asked.problem}", partial(main, asked.method, asked.problem), SETTINGS)

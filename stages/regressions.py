@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from pipeline.params import Params
-from pipeline.regression import regression_table
-from pipeline.report import save_csv
-from pipeline.tables import SCORES, read
+from pipeline.analysis.regression import regression_table
+from pipeline.settings.params import Params
+from pipeline.tables import SCORES, read, write_csv
 from stages._run import run_stage
 
 
@@ -20,7 +19,7 @@ def main(params: Params) -> None:
         settings.confidence,
         params.seed,
     )
-    save_csv(Path("reports/regressions.csv"), table)
+    write_csv(table, Path("reports/regressions.csv"))
 
 
 if __name__ == "__main__":

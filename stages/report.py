@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import pandas as pd
-
-from pipeline import figures, report
-from pipeline.params import Params
-from pipeline.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
-from pipeline.tables import EDITS, FACTS, SCORES, TRACE, read, read_record, write_bytes, write_json
+from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
+from pipeline.disk import write_bytes
+from pipeline.report import figures, manifest
+from pipeline.report import page as report
+from pipeline.settings.params import Params
+from pipeline.tables import FACTS, SCORES, TRACE, read, read_edits, read_record, write_csv, write_json
 from stages._run import run_stage
 
 
@@ -17,8 +17,7 @@ def main(params: Params) -> None:
     regressions = report.read_regressions(out / "regressions.csv")
     tables = {"facts": FACTS, "trace": TRACE, "scores": SCORES}
     facts, trace, scores = (read(data / f"{name}.parquet", columns) for name, columns in tables.items())
-    names = [f"{method}-{problem}" for method in params.edit.methods for problem in params.edit.problems]
-    edits = pd.concat([read(data / "edits" / f"{name}.parquet", EDITS) for name in names], ignore_index=True)
+    edits = read_edits(data / "edits", params.edit.methods, params.edit.problems)
     paper = report.read_paper(data / "paper" / "hase2023_r2.csv")
     model = read_record(data / "model.json", name=str)
     settings = params.regressions
@@ -35,14 +34,14 @@ def main(params: Params) -> None:
         figures.r2_bars(regressions, paper),
     ]
     saved = [report.Picture(plot.title, plot.caption, *plot.save(out / "figures", params.report.dpi)) for plot in plots]
-    run = report.manifest(
+    run = manifest.manifest(
         model,
         read_record(data / "statistics" / "manifest.json"),
-        params.model_dump(mode="json"),
-        report.read_timings(data / "timings"),
+        params.tree(),
+        manifest.read_timings(data / "timings"),
     )
-    report.save_csv(out / "rewrite_by_layer.csv", rewrite)
-    report.save_csv(out / "trace_by_layer.csv", traced)
+    write_csv(rewrite, out / "rewrite_by_layer.csv")
+    write_csv(traced, out / "trace_by_layer.csv")
     write_json(report.metrics(regressions, scores, facts, counts), out / "metrics.json")
     write_json(run, out / "manifest.json")
     page = report.render(

@@ -2,26 +2,19 @@
 
 from pathlib import Path
 
-import pandas as pd
-
-from pipeline.params import Params
-from pipeline.scores import score_table
-from pipeline.tables import EDITS, FACTS, TRACE, read, write
+from pipeline.analysis.scores import score_table
+from pipeline.settings.params import Params
+from pipeline.tables import FACTS, TRACE, read, read_edits, write
 from stages._run import run_stage
+
+DATA = Path("data")
 
 
 def main(params: Params) -> None:
     """Score every edit of the methods and problems in params and join the trace measures."""
-    edits = pd.concat(
-        [
-            read(Path(f"data/edits/{method}-{problem}.parquet"), EDITS)
-            for method in params.edit.methods
-            for problem in params.edit.problems
-        ],
-        ignore_index=True,
-    )
-    facts, trace = read(Path("data/facts.parquet"), FACTS), read(Path("data/trace.parquet"), TRACE)
-    write(score_table(edits, facts, trace, params.edit.erasure_min_p), Path("data/scores.parquet"))
+    edits = read_edits(DATA / "edits", params.edit.methods, params.edit.problems)
+    facts, trace = read(DATA / "facts.parquet", FACTS), read(DATA / "trace.parquet", TRACE)
+    write(score_table(edits, facts, trace, params.edit.erasure_min_p), DATA / "scores.parquet")
 
 
 if __name__ == "__main__":

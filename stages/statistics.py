@@ -1,19 +1,16 @@
 """Stage `statistics`: second moments of the edited blocks, and the context prefixes."""
 
-from pipeline import statistics
-from pipeline.jobs import set_up
-from pipeline.params import Params
-from stages import _inputs
+from pipeline.compute import inputs, statistics
+from pipeline.compute.fetch import opened
+from pipeline.settings.params import Params
 from stages._run import run_stage
 
 
 def main(params: Params) -> None:
     """data/statistics: moments.safetensors, contexts.json, manifest.json."""
-    model = _inputs.model(params)
-    folder = _inputs.DATA / "statistics"
-    key = statistics.key(params, model)
-    if not statistics.present(folder, key):
-        statistics.compute(set_up(params, alone=True), params, model, folder, key)
+    key = statistics.key_of(params, inputs.model(params))
+    if not statistics.present(inputs.STATISTICS, key):
+        statistics.compute(opened(params, alone=True), params, inputs.STATISTICS, key)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
 """Stage `trace`: causal traces of the chosen facts."""
 
-from pipeline import engine
-from pipeline.jobs import crew
-from pipeline.params import Params
+from functools import partial
+
+from pipeline.compute import engine, fetch, inputs
+from pipeline.compute.machine import crew
+from pipeline.compute.trace_job import TraceJob
+from pipeline.settings.params import Params
 from pipeline.tables import write
-from stages import _inputs, _jobs
 from stages._run import run_stage
 
 
 def main(params: Params) -> None:
     """data/facts.parquet to data/trace.parquet."""
-    job = _jobs.trace(params)
-    write(engine.run(job, _inputs.store(), crew(params)), _inputs.DATA / "trace.parquet")
+    job = TraceJob(params, inputs.model(params), inputs.facts(), inputs.sd(params))
+    fetched = partial(fetch.ensure, params.model.name, params.seed)
+    write(engine.run(job, inputs.store(), crew(params), fetched), inputs.DATA / "trace.parquet")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import tiny
-from tests.clones import ROOT, clone, smoke
+from pipeline.facts.readers import read_facts
+from pipeline.lm import tiny
+from tests.stages.clones import ROOT, clone, smoke
 
 __all__ = ["ROOT", "clone", "smoke", "tiny_folder"]  # the fixtures are pytest's to find
 
@@ -27,5 +28,5 @@ def tiny_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     models = cache.mkdir("models") if cache else tmp_path_factory.mktemp("models")
     folder = models / f"tiny-{tiny.recipe(TINY_FACTS, TINY_SEED)}"
     if not (folder / "config.json").is_file():
-        tiny.train(folder, TINY_FACTS, TINY_SEED)
+        tiny.train(folder, read_facts("embedded", TINY_FACTS, TINY_SEED), TINY_SEED)
     return folder

@@ -1,0 +1,1 @@
+"""From tables of probabilities to answers; knows tables only."""

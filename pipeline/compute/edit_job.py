@@ -1,0 +1,172 @@
+"""The units of the edit stage: edits of every layer by one method for one problem, with the probabilities before and
+after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from safetensors import safe_open
+from torch import Tensor
+
+from pipeline.compute.keys import common, key, path
+from pipeline.compute.machine import set_up
+from pipeline.compute.work import Unit
+from pipeline.edit import problems
+from pipeline.edit.protocol import Edit, EditRequest, Method, Resources, failed
+from pipeline.errors import UserError
+from pipeline.facts import known
+from pipeline.facts.fact import Fact
+from pipeline.lm.forward import Suffix
+from pipeline.lm.memory import budget, halving, rows_within
+from pipeline.lm.noise import NoiseTable
+from pipeline.measure.probabilities import Measurement, Question, edit_frame, prompt_kinds, questions
+from pipeline.tables import to_arrow
+
+if TYPE_CHECKING:
+    from pipeline.lm.model import LanguageModel
+    from pipeline.settings.params import Params
+
+
+@dataclass(frozen=True)
+class EditJob:
+    """Edits of every layer with their scores' probabilities; a unit is one fact.
+
+    statistics: the manifest of the statistics stage; prefixes: its context prefixes; folder: where its second
+    moments are.
+    """
+
+    params: Params
+    model: dict[str, Any]
+    facts: tuple[Fact, ...]
+    sd: float
+    method: Method
+    problem: str
+    statistics: dict[str, Any]
+    prefixes: tuple[str, ...]
+    folder: Path
+
+    @property
+    def step(self) -> str:
+        return f"edit-{self.method.name}-{self.problem}"
+
+    noun = "facts"
+
+    @property
+    def layers(self) -> list[int]:
+        return self.params.edit.layer_list(self.model["layers"])
+
+    def units(self) -> Sequence[Unit]:
+        params, problem = self.params, problems.PROBLEMS[self.problem]
+        depends = common(params, self.model, __name__, self.method.module)
+        depends |= {
+            "problem": self.problem,
+            "method": self.method.name,
+            "settings": params.for_problem(self.method.name, self.problem),
+            "layers": self.layers,
+            "statistics": self.statistics["key"],
+            "prefixes": self.prefixes,
+            "ridge": params.statistics.ridge,
+        }
+        if problem.target == "noise":
+            depends |= {"seed": params.seed, "sd": self.sd, "samples": params.noise.samples}
+        if problem.noised:
+            depends |= {"seed": params.seed, "sd": self.sd, "samples": params.edit.forcing_noise_samples}
+        if problem.minimise:
+            depends["min_p"] = params.edit.erasure_min_p
+        return [Unit(key(**depends, step=self.step, fact=asdict(fact)), fact.fact_id, fact) for fact in self.facts]
+
+    def worker(self) -> Callable[[Unit], pa.Table]:
+        worker = _EditWorker(self, set_up(self.params, self.model["source"]))
+        return lambda unit: to_arrow(worker.frame(unit.item))
+
+
+class _EditWorker:
+    """Edits facts one after the other with one model."""
+
+    def __init__(self, job: EditJob, lm: LanguageModel):
+        self.job, self.lm, self.params = job, lm, job.params
+        self.problem = problems.PROBLEMS[job.problem]
+        self.path = path(self.params, job.model)
+        settings = job.method.settings(**job.params.for_problem(job.method.name, job.problem))
+        resources = Resources(self._moment, self.params.statistics.ridge, self.path)
+        self.editor = job.method.editor(settings, resources)
+
+    def _moment(self, layer: int) -> Tensor:
+        """The second moment of a block's keys, on the model's device."""
+        with safe_open(self.job.folder / "moments.safetensors", framework="pt") as file:
+            return file.get_tensor(str(layer)).to(self.lm.device)
+
+    def frame(self, fact: Fact) -> pd.DataFrame:
+        """data/edits' rows of one fact; a fact that cannot be edited has rows that say why."""
+        target = baseline = ""
+        try:
+            noise = NoiseTable(self.params.seed, fact.fact_id, self.job.sd, self._draws(), self.lm.embedding_width)
+            prompt = known.fact_prompt(self.lm, fact)
+            o_noise = None
+            if self.problem.target == "noise":
+                o_noise = problems.noised_answer(self.lm, prompt, noise, self.params.noise.samples)
+            target, baseline = problems.objects(self.problem, fact, o_noise)
+            if not target:
+                raise _NotEdited("dropped: under noise the model goes on with no word")
+            if o_noise is not None and problems.same_answer(o_noise, fact.target_true):
+                raise _NotEdited("dropped: under noise the model still says target_true")
+            forcing = self.params.edit.forcing_noise_samples if self.problem.noised else 0
+            asked = questions(self.lm, fact, target, baseline, forcing)
+            used = noise if self.problem.noised else None
+            measurement = Measurement(self.lm, asked, used)
+            before = measurement.before()
+            if self.problem.minimise and before[0, 0] < self.params.edit.erasure_min_p:
+                raise _NotEdited(f"dropped: p(true) is below {self.params.edit.erasure_min_p:g}")
+            edits = self._edit(problems.edit_request(self.lm, self.problem, fact, target, self.job.prefixes, used))
+            after = self._after(measurement, edits, asked)
+        except (UserError, _NotEdited) as error:
+            reason = str(error) if isinstance(error, _NotEdited) else f"failed: {error}"
+            edits = [failed(layer, reason) for layer in self.job.layers]
+            kinds = prompt_kinds(fact)
+            before, after = np.full((len(kinds), 2), np.nan), np.full((len(edits), len(kinds), 2), np.nan)
+        edits = [_checked(edit, after[e]) for e, edit in enumerate(edits)]
+        method, window = self.job.method.name, self.editor.window
+        return edit_frame(fact, self.job.problem, method, window, target, baseline, before, edits, after)
+
+    def _draws(self) -> int:
+        return self.params.edit.forcing_noise_samples if self.problem.noised else self.params.noise.samples
+
+    def _edit(self, request: EditRequest) -> list[Edit]:
+        def work(allowed: int) -> list[Edit]:
+            return self.editor.edit(self.lm, request, self.job.layers, allowed)
+
+        return halving(work, self._memory(gradient=True))
+
+    def _memory(self, *, gradient: bool) -> int:
+        return budget(self.params.compute.memory_bytes, self.lm.device, gradient=gradient)
+
+    def _after(self, measurement: Measurement, edits: Sequence[Edit], asked: Sequence[Question]) -> np.ndarray:
+        if self.path == "plain":
+            blank = np.full((len(asked), 2), np.nan)
+            return np.stack([measurement.plain(edit) if edit.updates else blank for edit in edits])
+
+        def work(allowed: int) -> np.ndarray:
+            def rows(suffix: Suffix) -> int:
+                return rows_within(self.lm, allowed, len(measurement.nodes), gradient=False)(suffix)
+
+            return measurement.after(edits, rows)
+
+        return halving(work, self._memory(gradient=False))
+
+
+class _NotEdited(Exception):
+    """A fact that the problem leaves out, with the reason."""
+
+
+def _checked(edit: Edit, after: np.ndarray) -> Edit:
+    """The edit, marked as failed where its probabilities are no numbers."""
+    if edit.status == "ok" and not np.isfinite(after).all():
+        return replace(edit, status="failed: a probability after the edit is not a number")
+    return edit

@@ -1,0 +1,76 @@
+"""What several stages read, checked: it may be missing, damaged, of other settings or of another version."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pipeline.compute.keys import versions
+from pipeline.compute.store import Store
+from pipeline.disk import digest
+from pipeline.errors import UserError
+from pipeline.facts.choose import kept_facts, of_relations, trim
+from pipeline.facts.fact import Fact, FactFile
+from pipeline.facts.readers import read_fact_file
+from pipeline.lm.folders import fingerprint
+from pipeline.settings.params import Params, check_against_model
+from pipeline.tables import FACTS, read, read_record
+
+DATA = Path("data")
+STATISTICS = DATA / "statistics"
+
+
+def store() -> Store:
+    """The store of finished units."""
+    return Store(DATA / "store")
+
+
+def model(params: Params) -> dict[str, Any]:
+    """data/model.json, with the settings checked against the model's depth."""
+    path = DATA / "model.json"
+    described = read_record(path, name=str, source=str, fingerprint=str, layers=int, key_size=int, fast_path=bool)
+    for key in ("layers", "key_size"):
+        if described[key] < 1:
+            raise UserError(f"{path}: {key} is {described[key]} but must be at least 1; delete it and run dvc repro")
+    check_against_model(params, described["layers"])
+    return described
+
+
+def facts() -> tuple[Fact, ...]:
+    """The facts of this run."""
+    path = DATA / "facts.parquet"
+    try:
+        return tuple(kept_facts(read(path, FACTS)))
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def sd(params: Params) -> float:
+    """The noise's standard deviation in embedding units."""
+    path = DATA / "embedding_sd.json"
+    found = read_record(path, embedding_sd=(int, float))["embedding_sd"]
+    if not (math.isfinite(found) and found > 0):
+        raise UserError(f"{path}: embedding_sd is {found} but must be a number above 0; delete it and run dvc repro")
+    return params.noise.in_embedding_units(found)
+
+
+def candidates(params: Params) -> FactFile:
+    """The facts of the fact file that this run may choose from, and the records left out."""
+    settings = params.facts
+    file = of_relations(read_fact_file(settings.source, Path(settings.path), params.seed), settings.relations)
+    return FactFile(trim(file.facts, settings.max_paraphrases, settings.max_neighborhood), file.left_out)
+
+
+def surroundings(params: Params) -> dict[str, dict[str, Any]]:
+    """What stages depend on beside settings and the files of other stages, for DVC to compare.
+
+    text: SHA-256 of the file for the second moments; model: a hash of the model's folder; null where none is named or
+    none is there. libraries: the versions that are in every unit's key.
+    """
+    text, name = params.statistics.text_file, Path(params.model.name).expanduser()
+    return {
+        "text": {"sha256": digest(text) if text is not None and text.is_file() else None},
+        "model": {"fingerprint": fingerprint(name) if name.is_dir() else None},
+        "libraries": versions(),
+    }

@@ -1,0 +1,117 @@
+"""The five editing problems of Hase et al. 2023 (their section 5): what each asks the model to say, and on which input.
+
+error_injection      max p(o_false | s, r)          tracing_reversal    max p(o_noise | s, r)
+fact_erasure         min p(o_true  | s, r)          fact_amplification  max p(o_true  | s, r)
+fact_forcing         max p(o_true  | s_noise, r)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.edit.protocol import EditRequest
+from pipeline.facts.fact import Fact
+from pipeline.lm.forward import record
+from pipeline.lm.model import LanguageModel
+from pipeline.lm.noise import NoiseTable
+from pipeline.lm.prompts import Prompt, pack, tokenize
+
+
+@dataclass(frozen=True)
+class Problem:
+    """target: "false", "noise" or "true", the object whose probability is to change. noised: the subject is noised."""
+
+    name: str
+    target: str
+    minimise: bool = False
+    noised: bool = False
+
+
+PROBLEMS = {
+    problem.name: problem
+    for problem in (
+        Problem("error_injection", "false"),
+        Problem("tracing_reversal", "noise"),
+        Problem("fact_erasure", "true", minimise=True),
+        Problem("fact_amplification", "true"),
+        Problem("fact_forcing", "true", noised=True),
+    )
+}
+
+MAX_NOISED_TOKENS = 8  # an answer that is no whole word by then is cut there
+
+
+def noised_answer(lm: LanguageModel, prompt: Prompt, noise: NoiseTable, samples: int) -> str:
+    """o_noise: the first word of the model's greedy continuation of s_noise, probabilities averaged over the samples.
+
+    Tokens that begin no word (line breaks, punctuation) are passed over at its start, so that it can be a target.
+    """
+    ids = list(prompt.ids[: prompt.target_start])
+    shown = lm.tokenizer.decode(ids)
+    answer = ""
+    for _ in range(MAX_NOISED_TOKENS):
+        current = Prompt((*ids,), len(ids), prompt.subject, prompt.text)
+        rows = [noise.rows(current, draw) for draw in range(samples)]
+        table = torch.stack(
+            [
+                torch.stack([noise.table[r] if r >= 0 else torch.zeros(noise.table.shape[1]) for r in row])
+                for row in rows
+            ]
+        )
+        recording = record(lm, pack([ids], [list(range(len(ids)))]), noise=table, mlp=False)
+        with torch.no_grad():
+            mean = lm.arch.logits(recording.h[-1][:, -1]).float().softmax(-1).mean(0)
+        for token in mean.topk(50).indices.tolist():
+            piece = lm.tokenizer.decode([*ids, token])[len(shown) :]
+            if answer and (not piece.startswith(answer) or not piece[len(answer) :].isalnum()):
+                return answer.strip()  # the greedy token ends the word
+            if piece.strip()[:1].isalnum():
+                break
+        else:
+            return answer.strip()
+        ids.append(token)
+        answer = piece
+    return answer.strip()
+
+
+def same_answer(o_noise: str, target_true: str) -> bool:
+    """Whether o_noise, which is one word, is how target_true begins: then the noised model still says the fact."""
+    rest = target_true[len(o_noise) :]
+    return target_true.startswith(o_noise) and not rest[:1].isalnum()
+
+
+def objects(problem: Problem, fact: Fact, o_noise: str | None) -> tuple[str, str]:
+    """(target, baseline): the object the problem is about, and the one it is compared with."""
+    if problem.target == "false":
+        return fact.target_false, fact.target_true
+    if problem.target == "noise":
+        assert o_noise is not None
+        return o_noise, fact.target_true
+    return fact.target_true, fact.target_false
+
+
+def edit_request(
+    lm: LanguageModel,
+    problem: Problem,
+    fact: Fact,
+    target: str,
+    prefixes: Sequence[str],
+    noise: NoiseTable | None,
+) -> EditRequest:
+    """The fact's prompt after each of `prefixes`, and "{subject} is a", tokenized for an editor."""
+    prompts = tuple(
+        tokenize(
+            lm.tokenizer,
+            prefix + fact.text,
+            subject=fact.subject,
+            subject_at=len(prefix) + fact.subject_at,
+            target=target,
+            add_bos=lm.add_bos,
+        )
+        for prefix in prefixes
+    )
+    essence = tokenize(lm.tokenizer, f"{fact.subject} is a", subject=fact.subject, subject_at=0, add_bos=lm.add_bos)
+    return EditRequest(fact.fact_id, prompts, essence, noise, problem.minimise)

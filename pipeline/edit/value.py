@@ -1,0 +1,229 @@
+"""The new value v* = v0 + delta of an MLP's output at the subject's last token, optimised by Adam (Meng et al. 2022,
+section 3.1).
+
+Two paths with the same mathematics: `Prepared` carries the edits of all layers through one resumed forward a step,
+`plain_delta` runs whole prompts through the whole model, one edit at a time, and is what tests hold the other to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.edit.objective import Objective, Weights, clamp_, reaches
+from pipeline.edit.protocol import EditRequest
+from pipeline.lm.forward import Recording, Suffix, climb, record
+from pipeline.lm.model import LanguageModel
+from pipeline.lm.plain import Batch, full_logits
+from pipeline.lm.prompts import pack
+
+
+class Descent(Weights, Protocol):
+    """How delta is optimised; a method's settings have these."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def clamp_norm_factor(self) -> float: ...
+    @property
+    def leave_when(self) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class Site:
+    """What an edit needs of the unedited model at one block: keys (P, d_ff), v0 (d,), float32 or better."""
+
+    keys: Tensor
+    v0: Tensor
+
+
+@dataclass(frozen=True)
+class MappedSite(Site):
+    """A site that can also say what the down-projection makes of another key."""
+
+    output: Callable[[Tensor], Tensor]
+
+
+def _site(lm: LanguageModel, layer: int, keys: Tensor, v0: Tensor) -> MappedSite:
+    module = lm.arch.down_projs[layer]
+
+    def output(key: Tensor) -> Tensor:
+        with torch.no_grad():
+            return module(key.to(lm.dtype)[None])[0].double().to(key.device)
+
+    precise = torch.float64 if lm.dtype == torch.float64 else torch.float32
+    return MappedSite(keys.to(precise), v0.to(precise), output)
+
+
+class Prepared:
+    """One recording of a request's prompts, and the suffix that its optimisation runs again and again."""
+
+    def __init__(self, lm: LanguageModel, request: EditRequest):
+        self.lm, self.request = lm, request
+        prompts = [*request.prompts, request.essence]
+        ends = [len(prompt.ids) - 1 for prompt in request.prompts] + [request.essence.last_subject + 1]
+        noise_rows = [
+            request.noise.rows(prompt, i) if request.noise and i < len(request.prompts) else [-1] * len(prompt.ids)
+            for i, prompt in enumerate(prompts)
+        ]
+        self.packed = pack(
+            [prompt.ids[:end] for prompt, end in zip(prompts, ends, strict=True)],
+            [rows[:end] for rows, end in zip(noise_rows, ends, strict=True)],
+        )
+        noise = request.noise.table[None] if request.noise else None
+        self.recording: Recording = record(lm, self.packed, noise=noise)
+        where = self.packed.where
+        live = sorted({i for p, prompt in enumerate(prompts) for i in where[p][prompt.last_subject :]})
+        place = {index: s for s, index in enumerate(live)}
+        self.suffix = Suffix.after(self.recording, live)
+        device = lm.device
+        self.site_index = torch.tensor(
+            [where[p][prompt.last_subject] for p, prompt in enumerate(prompts)], device=device
+        )
+        # Two prompts may share their site (the essence prompt that begins as the bare one does): add delta there once.
+        unique = sorted({place[int(i)] for i in self.site_index})
+        self.sites = torch.tensor(unique, device=device)
+        reads = [place[where[p][j]] for p, prompt in enumerate(request.prompts) for j in prompt.reads]
+        self.reads = torch.tensor([*reads, place[where[-1][-1]]], device=device)
+
+    def site(self, layer: int) -> MappedSite:
+        recording = self.recording
+        keys = recording.mlp_in[layer][0, self.site_index[:-1]]
+        return _site(self.lm, layer, keys, recording.mlp_out[layer][0, self.site_index[0]])
+
+    def _add(self, h: Tensor, layer: int, delta: Tensor) -> Tensor:
+        """Outputs h (1, S, d) of block `layer` with `delta` added to its MLP's output, as recorded, at the sites."""
+        arch = self.lm.arch
+        if arch.mlp_norms[layer] is None:
+            change = delta.to(h.dtype).expand(len(self.sites), -1)
+        else:
+            output = self.recording.mlp_out[layer][0, self.suffix.origin[self.sites]]
+            change = arch.mlp_to_residual(layer, output + delta.to(h.dtype)) - arch.mlp_to_residual(layer, output)
+        return h.index_add(1, self.sites, change[None])
+
+    def _output(self, layer: int) -> Tensor:
+        """The recorded output of block `layer` at the live tokens: (1, S, d)."""
+        return self.suffix.live(self.recording.h[layer + 1])
+
+    def logits(self, layers: Sequence[int], deltas: Sequence[Tensor]) -> Tensor:
+        """Logits at the read positions with delta e added at block layers[e] (ascending): (E, reads + 1, V)."""
+
+        def join(at: int) -> tuple[Tensor, None] | None:
+            rows = [self._add(self._output(at - 1), at - 1, deltas[e]) for e, x in enumerate(layers) if x == at - 1]
+            return (torch.cat(rows), None) if rows else None
+
+        hidden = climb(self.lm, self.suffix, layers[0] + 1, join)
+        return self.lm.arch.logits(hidden[:, self.reads])
+
+    def logits_at_zero(self, layers: Sequence[int], deltas: Sequence[Tensor]) -> Tensor:
+        """`logits` while all deltas are 0: one row, (1, reads + 1, V), through which the gradient of each goes."""
+        added = dict(zip(layers, deltas, strict=True))
+        h = self._add(self._output(layers[0]), layers[0], deltas[0])
+        for layer in range(layers[0] + 1, self.lm.n_layers):
+            h = self.suffix.run_block(self.lm, layer, h, None)
+            if layer in added:
+                h = self._add(h, layer, added[layer])
+        return self.lm.arch.logits(h[:, self.reads])
+
+    def optimise(self, settings: Descent, layers: Sequence[int]) -> tuple[list[Tensor], list[float], list[int]]:
+        """delta, last loss and steps of the edits at `layers` (ascending)."""
+        with torch.no_grad():
+            last = self.recording.h[-1][0, self.packed.where[-1][-1]]
+            base = self.lm.arch.logits(last)
+            base = (base if base.dtype == torch.float64 else base.float()).log_softmax(-1)
+        objective = Objective(self.request, settings, base)
+        v0_norms = [self.site(layer).v0.norm() for layer in layers]
+        deltas = [torch.zeros_like(self.site(layer).v0, requires_grad=True) for layer in layers]
+        optimiser = torch.optim.Adam(deltas, lr=settings.learning_rate)
+        losses, steps = [float("nan")] * len(layers), [0] * len(layers)
+        active = [e for e, layer in enumerate(layers) if reaches(self.lm, self.request, layer)]
+        for e in set(range(len(layers))) - set(active):
+            with torch.no_grad():
+                loss, _ = objective(self.logits([layers[e]], [deltas[e]]), deltas[e][None], v0_norms[e][None])
+            losses[e] = float(loss)
+        for step in range(settings.steps if active else 0):
+            optimiser.zero_grad(set_to_none=True)
+            edited, changes = [layers[e] for e in active], [deltas[e] for e in active]
+            if step == 0:  # all edits are the unedited model as yet, and one row has the gradients of all
+                logits = self.logits_at_zero(edited, changes)
+                loss, least = objective(logits, torch.zeros_like(changes[0])[None], v0_norms[active[0]][None])
+            else:
+                logits = self.logits(edited, changes)
+                loss, least = objective(logits, torch.stack(changes), torch.stack([v0_norms[e] for e in active]))
+            loss.sum().backward()
+            optimiser.step()
+            loss, least = loss.detach().expand(len(active)), least.expand(len(active))
+            with torch.no_grad():
+                for row, e in enumerate(active):
+                    losses[e], steps[e] = float(loss[row]), steps[e] + 1
+                    clamp_(deltas[e], settings.clamp_norm_factor * v0_norms[e])
+            if settings.leave_when is not None and not self.request.minimise:
+                done = [float(value) >= settings.leave_when for value in least]
+                active = [e for e, gone in zip(active, done, strict=True) if not gone]
+                if not active:
+                    break
+        return [delta.detach() for delta in deltas], losses, steps
+
+
+def plain_delta(
+    lm: LanguageModel, request: EditRequest, settings: Descent, layer: int
+) -> tuple[MappedSite, Tensor, float, int]:
+    """The reference: whole prompts through the whole model at every step; (site, delta, last loss, steps)."""
+    batch = Batch.of([*request.prompts, request.essence], lm.device)
+    noise = None
+    if request.noise:
+        rows = [request.noise.rows(prompt, i) for i, prompt in enumerate(request.prompts)]
+        noise = batch.noise(request.noise.table, [*rows, [-1] * len(request.essence.ids)])
+    sites = torch.tensor([p.last_subject for p in [*request.prompts, request.essence]])
+    each = torch.arange(len(sites))
+    seen: dict[str, Tensor] = {}
+    delta: Tensor | None = None
+
+    def hook(_module: torch.nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
+        shape = output.shape
+        output = output.reshape(len(sites), -1, shape[-1])
+        if delta is None:
+            keys = args[0].reshape(len(sites), -1, args[0].shape[-1])
+            seen["keys"] = keys[each, sites].detach().to(lm.device)
+            seen["output"] = output[each, sites].detach().to(lm.device)
+            return None
+        change = delta.to(output).expand(len(sites), -1)
+        return output.index_put((each, sites), change, accumulate=True).reshape(shape)
+
+    handle = lm.arch.down_projs[layer].register_forward_hook(hook)
+    reads = torch.tensor([(p, j) for p, prompt in enumerate(request.prompts) for j in prompt.reads], device=lm.device)
+    try:
+        with torch.no_grad():
+            base = full_logits(lm, batch, noise)[-1, request.essence.last_subject]
+            base = (base if base.dtype == torch.float64 else base.float()).log_softmax(-1)
+        site = _site(lm, layer, seen["keys"][:-1], seen["output"][0])
+        objective = Objective(request, settings, base)
+        v0_norm = site.v0.norm()
+        delta = torch.zeros_like(site.v0, requires_grad=True)
+        optimiser = torch.optim.Adam([delta], lr=settings.learning_rate)
+        value, steps = float("nan"), 0
+        reached = reaches(lm, request, layer)
+        for _ in range(settings.steps if reached else 1):
+            optimiser.zero_grad(set_to_none=True)
+            logits = full_logits(lm, batch, noise)
+            chosen = torch.cat([logits[reads[:, 0], reads[:, 1]], logits[-1, request.essence.last_subject][None]])[None]
+            loss, least = objective(chosen, delta[None], v0_norm[None])
+            if not reached:
+                value = float(loss.detach())
+                break
+            loss.sum().backward()
+            optimiser.step()
+            value, steps = float(loss.detach()), steps + 1
+            with torch.no_grad():
+                clamp_(delta, settings.clamp_norm_factor * v0_norm)
+            if settings.leave_when is not None and not request.minimise and float(least) >= settings.leave_when:
+                break
+    finally:
+        handle.remove()
+    return site, delta.detach(), value, steps

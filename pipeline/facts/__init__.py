@@ -1,0 +1,1 @@
+"""Facts: what they are, where they are read, which the model knows."""

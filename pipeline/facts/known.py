@@ -1,0 +1,80 @@
+"""What the unedited model knows: p(target_true) and its greedy answer for every fact (Hase et al. 2023, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from pipeline.facts.fact import Fact, Known
+from pipeline.lm.forward import record
+from pipeline.lm.model import LanguageModel
+from pipeline.lm.prompts import Prompt, pack, tokenize
+
+PACK = 24  # facts packed into one sequence: enough for large matrix products, little enough for attention's square
+
+
+def fact_prompt(lm: LanguageModel, fact: Fact, target: str | None = None) -> Prompt:
+    """The fact's bare prompt, tokenized with `target` (target_true unless given)."""
+    return tokenize(
+        lm.tokenizer,
+        fact.text,
+        subject=fact.subject,
+        subject_at=fact.subject_at,
+        target=fact.target_true if target is None else target,
+        add_bos=lm.add_bos,
+    )
+
+
+@torch.no_grad()
+def measure(
+    lm: LanguageModel,
+    facts: Sequence[Fact],
+    within_tokens: int | None,
+    progress: Callable[[int], Any] = lambda n: None,
+) -> list[Known]:
+    """p_true and greedy_correct for each fact, in one packed forward of many; the head only where a probability is
+    read.
+
+    within_tokens: also whether the greedy continuation of that many tokens holds the target (slow); None leaves it
+    False. Facts are grouped in their given order, so that results do not depend on which of them were known from an
+    earlier run.
+    """
+    result = []
+    for low in range(0, len(facts), PACK):
+        group = facts[low : low + PACK]
+        prompts = [fact_prompt(lm, fact) for fact in group]
+        packed = pack([prompt.ids[:-1] for prompt in prompts])
+        hidden = record(lm, packed, mlp=False).h[-1][0]
+        reads = [packed.where[p][j] for p, prompt in enumerate(prompts) for j in prompt.reads]
+        targets = torch.tensor([t for prompt in prompts for t in prompt.target_ids], device=lm.device)
+        logits = lm.arch.logits(hidden[reads])
+        logs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+        right = (logits.argmax(-1) == targets).tolist()
+        log_p = logs.gather(1, targets[:, None])[:, 0].double().tolist()
+        start = 0
+        for fact, prompt in zip(group, prompts, strict=True):
+            part = slice(start, start + len(prompt.target_ids))
+            start = part.stop
+            greedy = all(right[part])
+            within = False
+            if within_tokens is not None:
+                within = greedy or fact.target_true.strip() in continuation(lm, prompt, within_tokens)
+            result.append(Known(float(torch.tensor(sum(log_p[part])).exp()), greedy, within))
+        progress(len(group))
+    return result
+
+
+@torch.no_grad()
+def continuation(lm: LanguageModel, prompt: Prompt, tokens: int) -> str:
+    """The model's greedy text after the bare prompt."""
+    ids = torch.tensor([prompt.ids[: prompt.target_start]], device=lm.device)
+    out = lm.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=lm.tokenizer.pad_token_id or lm.tokenizer.eos_token_id,
+    )
+    return str(lm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))

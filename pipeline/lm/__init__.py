@@ -1,0 +1,1 @@
+"""One language model and how to run it."""

@@ -1,0 +1,248 @@
+"""Probabilities of a fact's targets before and after edits, on its rewrite, paraphrase and neighborhood prompts.
+
+All prompts and both targets of a fact are packed into one sequence that shares common beginnings. The fast path
+touches no weight: an update of W adds what it makes of the key to the MLP's output, which at an edit's lowest block is
+known from one recording; only the blocks above are run, all layers' edits climb in one batch, and an edit's further
+updates are added where the climb reaches their blocks. The plain path changes the weights, runs whole prompts, and puts
+the weights back bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pipeline.edit.protocol import Edit
+from pipeline.facts.fact import Fact
+from pipeline.lm.forward import Suffix, climb, record
+from pipeline.lm.model import LanguageModel
+from pipeline.lm.noise import NoiseTable
+from pipeline.lm.plain import Batch, target_probabilities
+from pipeline.lm.prompts import Prompt, pack, tokenize
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt whose two targets are measured. kind: rewrite, paraphrase or neighborhood; draws: noise draws
+    averaged.
+    """
+
+    kind: str
+    index: int
+    target: Prompt
+    baseline: Prompt
+    draws: tuple[int, ...]  # () means that the prompt is not noised
+
+
+def questions(lm: LanguageModel, fact: Fact, target: str, baseline: str, draws: int) -> list[Question]:
+    """The prompts of `fact`; with draws > 0 the subject of rewrite and paraphrase prompts is noised that many times."""
+
+    def ask(kind: str, index: int, text: str, subject: str | None, at: int | None = None) -> Question:
+        if subject is not None and subject not in text:
+            subject = None  # a paraphrase may name the subject otherwise; then there is nothing to noise
+        pair = [
+            tokenize(lm.tokenizer, text, subject=subject, subject_at=at, target=t, add_bos=lm.add_bos)
+            for t in (target, baseline)
+        ]
+        return Question(kind, index, pair[0], pair[1], tuple(range(draws)) if subject is not None else ())
+
+    texts = {"rewrite": (fact.text,), "paraphrase": fact.paraphrases, "neighborhood": fact.neighborhood}
+    return [
+        ask(
+            kind,
+            index,
+            texts[kind][index],
+            None if kind == "neighborhood" else fact.subject,
+            fact.subject_at if kind == "rewrite" else None,
+        )
+        for kind, index in prompt_kinds(fact)
+    ]
+
+
+class Measurement:
+    """The recorded, unedited run of a fact's questions, and what edits make of their probabilities."""
+
+    def __init__(self, lm: LanguageModel, asked: Sequence[Question], noise: NoiseTable | None):
+        self.lm, self.asked, self.noise = lm, list(asked), noise
+        sequences: list[tuple[int, ...]] = []
+        rows: list[list[int]] = []
+        runs: list[tuple[int, Prompt]] = []  # (slot of the answer, prompt) of each packed sequence
+        for q, question in enumerate(self.asked):
+            for side, prompt in enumerate((question.target, question.baseline)):
+                for draw in question.draws or (-1,):
+                    sequences.append(prompt.ids[:-1])
+                    noised = noise is not None and draw >= 0
+                    rows.append((noise.rows(prompt, draw) if noised and noise else [-1] * len(prompt.ids))[:-1])
+                    runs.append((2 * q + side, prompt))
+        self.packed = pack(sequences, rows)
+        self.recording = record(lm, self.packed, noise=None if noise is None else noise.table[None])
+        nodes = sorted(
+            {path[j] for path, (_, prompt) in zip(self.packed.where, runs, strict=True) for j in prompt.reads}
+        )
+        place = {node: i for i, node in enumerate(nodes)}
+        self.nodes = torch.tensor(nodes, device=lm.device)
+        self.lookups = [
+            (slot, [place[path[j]] for j in prompt.reads], list(prompt.target_ids))
+            for path, (slot, prompt) in zip(self.packed.where, runs, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _answers(self, hidden: Tensor) -> np.ndarray:
+        """Probabilities (R, questions, 2) from last-block outputs at the read nodes (R, nodes, d)."""
+        flat = [(i, t) for _, reads, targets in self.lookups for i, t in zip(reads, targets, strict=True)]
+        at = torch.tensor([i for i, _ in flat], device=hidden.device)
+        token = torch.tensor([t for _, t in flat], device=hidden.device)
+        logits = self.lm.arch.logits(hidden)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logs = (logits[:, at, token] - logits.logsumexp(-1)[:, at]).double().cpu().numpy()
+        answers = np.zeros((len(hidden), 2 * len(self.asked)))
+        counts = np.zeros(2 * len(self.asked))
+        start = 0
+        for slot, reads, _ in self.lookups:
+            answers[:, slot] += np.exp(logs[:, start : start + len(reads)].sum(1))
+            counts[slot] += 1
+            start += len(reads)
+        return (answers / counts).reshape(len(hidden), len(self.asked), 2)
+
+    def before(self) -> np.ndarray:
+        """Probabilities of target and baseline before any edit: (questions, 2)."""
+        return self._answers(self.recording.h[-1][:, self.nodes])[0]
+
+    def after(self, edits: Sequence[Edit], rows: Callable[[Suffix], int] | None = None) -> np.ndarray:
+        """The same after each edit: (E, questions, 2), NaN for an edit that failed; no weight is touched."""
+        result = np.full((len(edits), len(self.asked), 2), np.nan)
+        order = sorted((e for e, edit in enumerate(edits) if edit.updates), key=lambda e: edits[e].lowest)
+        if not order:
+            return result
+        suffix = Suffix.after(self.recording, range(len(self.packed)))
+        size = rows(suffix) if rows else len(order)
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            result[chosen] = self._after(suffix, [edits[e] for e in chosen])
+        return result
+
+    @torch.no_grad()
+    def _after(self, suffix: Suffix, edits: Sequence[Edit]) -> np.ndarray:
+        """`after` for edits in ascending order of their lowest block: each joins the climb above that block, and its
+        further updates are added where the climb reaches them.
+        """
+        recording, arch, tokens = self.recording, self.lm.arch, len(suffix.origin)
+
+        def joined(edit: Edit) -> Tensor:
+            layer = edit.lowest
+            keys, output = recording.mlp_in[layer][0], recording.mlp_out[layer][0]
+            change = sum(update.output(keys) for update in edit.updates if update.layer == layer)
+            if arch.mlp_norms[layer] is not None:
+                change = arch.mlp_to_residual(layer, output + change) - arch.mlp_to_residual(layer, output)
+            return recording.h[layer + 1] + change
+
+        def join(at: int) -> tuple[Tensor, None] | None:
+            new = [joined(edit) for edit in edits if edit.lowest == at - 1]
+            return (torch.cat(new), None) if new else None
+
+        def further(layer: int) -> Callable[..., Tensor]:
+            """A hook on a down-projection; rows of the climb are the edits that have joined, in their order."""
+            updates = [(e, u) for e, edit in enumerate(edits) for u in edit.updates if edit.lowest < u.layer == layer]
+
+            def hook(_module: torch.nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+                keys, shaped = args[0].reshape(-1, tokens, args[0].shape[-1]), output.reshape(-1, tokens, arch.width)
+                for row, update in updates:
+                    shaped = shaped.index_add(
+                        0, torch.tensor([row], device=shaped.device), update.output(keys[row])[None].to(shaped)
+                    )
+                return shaped.reshape(output.shape)
+
+            return hook
+
+        layers = {u.layer for edit in edits for u in edit.updates if u.layer > edit.lowest}
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.callback(arch.down_projs[layer].register_forward_hook(further(layer)).remove)
+            hidden = climb(self.lm, suffix, edits[0].lowest + 1, join)
+        return self._answers(hidden[:, self.nodes])
+
+    def plain(self, edit: Edit | None) -> np.ndarray:
+        """The reference, one edit in the weights (None for no edit) and whole prompts: (questions, 2)."""
+        result = np.zeros((len(self.asked), 2))
+        with applied(self.lm, edit):
+            prompts: list[Prompt] = []
+            rows: list[list[int]] = []
+            slots: list[tuple[int, int]] = []
+            for q, question in enumerate(self.asked):
+                for side, prompt in enumerate((question.target, question.baseline)):
+                    for draw in question.draws or (-1,):
+                        prompts.append(prompt)
+                        rows.append(
+                            self.noise.rows(prompt, draw) if self.noise and draw >= 0 else [-1] * len(prompt.ids)
+                        )
+                        slots.append((q, side))
+            batch = Batch.of(prompts, self.lm.device)
+            noise = None if self.noise is None else batch.noise(self.noise.table, rows)
+            for (q, side), p in zip(slots, target_probabilities(self.lm, batch, noise).tolist(), strict=True):
+                result[q, side] += p / max(1, len(self.asked[q].draws))
+        return result
+
+
+def prompt_kinds(fact: Fact) -> list[tuple[str, int]]:
+    """(kind, index) of the prompts that `questions` asks of `fact`, in its order."""
+    counted = (
+        ("rewrite", 1),
+        ("paraphrase", len(fact.paraphrases)),
+        ("neighborhood", len(fact.neighborhood)),
+    )
+    return [(kind, i) for kind, count in counted for i in range(count)]
+
+
+def edit_frame(
+    fact: Fact, problem: str, method: str, window: int, target: str, baseline: str,
+    before: np.ndarray, edits: Sequence[Edit], after: np.ndarray,
+) -> pd.DataFrame:  # fmt: skip
+    """data/edits/<method>-<problem>.parquet's rows of one fact, layers outermost.
+
+    before: (questions, 2), after: (E, questions, 2) probabilities of target and baseline.
+    """
+    kinds = prompt_kinds(fact)
+    rows = [
+        {
+            "fact_id": fact.fact_id,
+            "problem": problem,
+            "method": method,
+            "window": window,
+            "layer": edit.layer,
+            "prompt_kind": kind,
+            "prompt_index": index,
+            "target": target,
+            "p_pre": before[q, 0],
+            "p_post": after[e, q, 0],
+            "baseline": baseline,
+            "p_baseline_pre": before[q, 1],
+            "p_baseline_post": after[e, q, 1],
+            "delta_norm": edit.delta_norm,
+            "steps": edit.steps,
+            "loss": edit.loss,
+            "status": edit.status,
+        }
+        for e, edit in enumerate(edits)
+        for q, (kind, index) in enumerate(kinds)
+    ]
+    return pd.DataFrame(rows)
+
+
+@contextmanager
+def applied(lm: LanguageModel, edit: Edit | None) -> Iterator[None]:
+    """Within: the edit is in the model's weights. Afterwards they are what they were, bit for bit."""
+    updates = () if edit is None else edit.updates
+    saved = {u.layer: lm.arch.down_projs[u.layer].weight.detach().clone() for u in updates}
+    try:
+        for update in updates:
+            lm.arch.add_to_weight(update.layer, update.matrix())
+        yield
+    finally:
+        for layer, weight in saved.items():
+            lm.arch.down_projs[layer].weight.data.copy_(weight)

@@ -1,0 +1,1 @@
+"""Figures and the page; knows the tables of the analysis only."""

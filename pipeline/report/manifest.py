@@ -1,0 +1,58 @@
+"""The run's manifest: what its tables were made of, with what versions, on what machine, in how many seconds."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.tables import read_record
+
+STAGES = ("model", "facts", "trace", "statistics", "scores", "regressions")
+
+
+def manifest(
+    model: Mapping[str, Any],
+    statistics: Mapping[str, Any],
+    params: Mapping[str, Any],
+    timings: Iterable[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Model, statistics, params (with the seed), library versions, machine, and seconds and memory of each stage.
+
+    The versions are those with which the stages computed their tables, not those of whoever draws the report; where
+    stages differ, the text says which had which. Stages that params do not ask for are left out.
+    """
+    wanted = {*STAGES, *(f"edit-{m}-{p}" for m in params["edit"]["methods"] for p in params["edit"]["problems"])}
+    stages = {str(t["stage"]): t for t in sorted(timings, key=lambda t: str(t["stage"])) if t["stage"] in wanted}
+    return {
+        "model": dict(model),
+        "statistics": dict(statistics),
+        "params": dict(params),
+        "versions": versions({name: timing["versions"] for name, timing in stages.items()}),
+        "machine": {"system": platform.system(), "architecture": platform.machine(), "cpus": os.cpu_count()},
+        "stages": {
+            name: {key: value for key, value in timing.items() if key not in ("stage", "versions")}
+            for name, timing in stages.items()
+        },
+    }
+
+
+def versions(of_stages: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Library to its version; where stages differ, to "1.2 (facts, trace), 1.3 (scores)"."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for stage, libraries in of_stages.items():
+        for library, version in libraries.items():
+            found.setdefault(library, {}).setdefault(version, []).append(stage)
+    return {
+        library: next(iter(by_version))
+        if len(by_version) == 1
+        else ", ".join(f"{version} ({', '.join(stages)})" for version, stages in by_version.items())
+        for library, by_version in found.items()
+    }
+
+
+def read_timings(folder: Path) -> list[dict[str, Any]]:
+    """What stages left in `folder` of their last run, one JSON file a stage; empty where there are none."""
+    return [read_record(path, stage=str, versions=dict) for path in sorted(folder.glob("*.json"))]

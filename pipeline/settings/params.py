@@ -1,0 +1,172 @@
+"""params.yaml as frozen pydantic models, and the one sentence for everything that can be wrong in it.
+
+The keys are explained in params.yaml itself, one line each. No key has a default here: a params file is
+complete, so that nothing that decides a number hides in the code. Values are taken strictly (the text '3' is
+not the number 3, and true is not 1), unknown keys are refused with a suggestion, and every field's
+`description` completes the sentence "KEY is FOUND but must be ..." of `pipeline.settings.yaml_errors`.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, create_model, model_validator
+from pydantic_core import PydanticCustomError
+
+from pipeline.errors import UserError
+from pipeline.settings.fields import LIST_OF, Several
+from pipeline.settings.methods import method_section
+from pipeline.settings.sections import (
+    ComputeParams,
+    EditParams,
+    FactsParams,
+    ModelParams,
+    NoiseParams,
+    RegressionsParams,
+    ReportParams,
+    Section,
+    StatisticsParams,
+    TraceParams,
+)
+from pipeline.settings.yaml_errors import WHOLE_FILE, found, read_yaml, sentence
+
+
+class Params(Section):
+    """The whole of params.yaml. `sections` has those of the editing methods, where they were read."""
+
+    model_config = ConfigDict(extra="ignore")  # sections of methods, and what `load` refuses where it knows these
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(description="a whole number, 0 to 2**63 - 1")
+    model: ModelParams
+    facts: FactsParams
+    noise: NoiseParams
+    trace: TraceParams
+    statistics: StatisticsParams
+    edit: EditParams
+    regressions: RegressionsParams
+    report: ReportParams
+    compute: ComputeParams
+    _sections: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
+
+    @property
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Method to its section's keys, all as plain values."""
+        return self._sections
+
+    def for_problem(self, method: str, problem: str) -> dict[str, Any]:
+        """A method's settings with what its `by_problem` sets for `problem` put in."""
+        section = self._sections[method]
+        plain = {key: value for key, value in section.items() if key != "by_problem"}
+        return plain | section["by_problem"].get(problem, {})
+
+    def tree(self) -> dict[str, Any]:
+        """All settings as params.yaml has them, for JSON."""
+        return self.model_dump(mode="json") | self._sections
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Params":
+        """Refuse keys that are each fine and contradict each other."""
+        for told in _contradictions(self):
+            raise PydanticCustomError("contradiction", "{told}", {"told": told})
+        return self
+
+
+def _contradictions(params: Params) -> Iterator[str]:
+    """A sentence for each pair of keys that contradict each other."""
+    model, statistics, regressions = params.model, params.statistics, params.regressions
+    if model.revision is not None and model.name.startswith(("packaged:", "trained:")):
+        yield f"model.revision is {model.revision!r} but must be null for {model.name}, which is on no hub"
+    if model.device_map is not None and model.device != "auto":
+        yield f"model.device is {model.device} but must be auto where model.device_map is {model.device_map}"
+    if params.compute.engine == "ray" and model.device.startswith("cuda:"):
+        yield (
+            f"model.device is {model.device} but must be auto, cuda or cpu where compute.engine is ray, "
+            "under which a worker sees its own GPU only"
+        )
+    if statistics.tokens < statistics.sequence_length:
+        yield (
+            f"statistics.tokens is {statistics.tokens} but must be at least statistics.sequence_length, "
+            f"{statistics.sequence_length}"
+        )
+    for score, key, count in (
+        ("paraphrase", "max_paraphrases", params.facts.max_paraphrases),
+        ("paraphrase_first", "max_paraphrases", params.facts.max_paraphrases),
+        ("neighborhood", "max_neighborhood", params.facts.max_neighborhood),
+    ):
+        if count == 0 and score in regressions.scores:
+            yield f"regressions.scores holds {score} but facts.{key} is 0; raise it, or drop that score"
+        if count == 0 and "overall" in regressions.scores:
+            yield f"regressions.scores holds overall, which needs {score}, but facts.{key} is 0; raise it"
+    # Below this, no resample lies beyond either end of the interval and its ends are just the extremes.
+    least = round(2 / (1 - regressions.confidence))
+    if regressions.bootstrap_samples < least:
+        yield (
+            f"regressions.bootstrap_samples is {regressions.bootstrap_samples} but must be at least {least} "
+            f"for a confidence of {regressions.confidence:g}"
+        )
+
+
+def load(path: str | Path = "params.yaml", methods: Mapping[str, type] | None = None) -> Params:
+    """Read and check a params file.
+
+    methods: the editing methods there are, name to the dataclass of its settings. Without them, as in a stage that
+    edits nothing, the sections of methods are neither checked nor read.
+    Raises UserError, one sentence that names the file and the key, what was found and what would be right.
+    """
+    path = Path(path)
+    tree = read_yaml(path)
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{path}: found {found(tree)} but a params file must be a mapping of the sections "
+            f"{', '.join(Params.model_fields)}; {WHOLE_FILE}"
+        )
+    whole = Params if methods is None else with_methods(methods, _used(tree))
+    try:
+        checked = whole.model_validate(tree)
+        params = Params.model_validate({key: tree[key] for key in Params.model_fields})
+    except ValidationError as error:
+        raise UserError(f"{path}: {sentence(error, whole)}") from None
+    for name in methods or ():
+        if (section := getattr(checked, name)) is not None:
+            params._sections[name] = section.model_dump()
+    return params
+
+
+def with_methods(methods: Mapping[str, type], used: Collection[str]) -> type[Params]:
+    """`Params` with a section for each of `methods`, needed for those that are `used`; nothing else is let through."""
+    listed: Any = (Several[Literal[tuple(methods)]], Field(description=LIST_OF + ", ".join(methods)))  # type: ignore[misc]
+    fields: dict[str, Any] = {"edit": (create_model("EditParams", __base__=EditParams, methods=listed), ...)}
+    for name, settings in methods.items():
+        section = method_section(name, settings)
+        fields[name] = (section, ...) if name in used else (section | None, None)
+    whole: type[Params] = create_model("Params", __base__=Params, **fields)
+    whole.model_config["extra"] = "forbid"
+    whole.model_rebuild(force=True)
+    return whole
+
+
+def _used(tree: Mapping[Any, Any]) -> set[str]:
+    """The methods that edit.methods names, as far as it can be read."""
+    edit = tree.get("edit")
+    names = edit.get("methods") if isinstance(edit, dict) else None
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+
+
+def check_against_model(params: Params, n_layers: int) -> None:
+    """Refuse edit layers that a model of `n_layers` blocks does not have, and windows wider than it.
+
+    Raises UserError.
+    """
+    if params.edit.layers != "all":
+        for layer in params.edit.layers:
+            if int(layer) >= n_layers:
+                raise UserError(
+                    f"params.yaml: edit.layers holds {layer} but must stay within 0 to {n_layers - 1}, "
+                    f"as {params.model.name} has {n_layers} blocks counted from 0"
+                )
+    for window in params.trace.windows:
+        if window > n_layers:
+            raise UserError(
+                f"params.yaml: trace.windows holds {window} but must hold widths of 1 to {n_layers} layers, "
+                f"as {params.model.name} has {n_layers} blocks"
+            )

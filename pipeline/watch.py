@@ -1,0 +1,79 @@
+"""A stage as the machine sees it: that it is at work on data/, and how much memory it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+from pipeline.errors import UserError
+
+IN_USE = Path("data/.in-use")
+
+
+@contextlib.contextmanager
+def in_use(*, alone: bool = False) -> Iterator[None]:
+    """Within: this process works on data/. Any number may, unless one wants to be `alone`.
+
+    The system forgets it when the process ends, however it ends. Raises UserError where alone can't be had.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(IN_USE.open("ab"))
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        except BlockingIOError:
+            raise UserError(
+                f"a stage is running on {IN_USE.parent}, which removing might disturb; wait for its end"
+            ) from None
+        except OSError:  # a read-only folder, or a file server that knows no locks: it was only a precaution
+            pass
+        yield
+
+
+class Peak:
+    """Within: the most memory that this process and its workers hold together, looked up once a second.
+
+    What processes share, such as libraries, counts once, as the largest share of any of them: to ask the system for
+    more than that takes it tens of milliseconds a process, in which the process can't get memory.
+    """
+
+    def __init__(self) -> None:
+        self.gb = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while True:
+            held = shared = 0
+            for process in (me, *me.children(recursive=True)):
+                try:
+                    info = process.memory_info()
+                except psutil.Error:
+                    continue  # it has ended meanwhile
+                common = getattr(info, "shared", 0)  # Linux alone knows
+                held, shared = held + info.rss - common, max(shared, common)
+            self.gb = max(self.gb, (held + shared) / 1024**3)
+            if self._over.wait(1.0):
+                return

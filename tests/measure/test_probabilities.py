@@ -1,0 +1,79 @@
+"""Probabilities after edits: adding what an edit does equals changing the weight, on every family."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.edit.protocol import failed
+from pipeline.edit.rome import Rome
+from pipeline.facts.fact import Fact
+from pipeline.lm.model import LanguageModel
+from pipeline.lm.noise import NoiseTable
+from pipeline.measure.probabilities import Measurement, edit_frame, questions
+from tests.edit.test_rome import SETTINGS, request_for, resources_for
+from tests.lm.families import CONFIGS, random_model
+
+FACT = Fact(
+    fact_id="a",
+    relation="capital",
+    subject="France",
+    prompt="The capital of {} is",
+    target_true="Paris",
+    target_false="Oslo",
+    paraphrases=("In France one lives in", "France is governed from"),
+    neighborhood=("The capital of Peru is", "The capital of Rome is", "The capital of Norway is"),
+)
+
+
+@pytest.fixture(params=CONFIGS)
+def lm(request: pytest.FixtureRequest) -> LanguageModel:
+    return random_model(request.param)
+
+
+@pytest.mark.parametrize("noised", [False, True])
+def test_no_weight_touched_equals_a_weight_changed(lm: LanguageModel, noised: bool) -> None:
+    bound = 1e-3 if lm.arch.config.model_type == "gemma2" else 1e-6  # relative, of probabilities near 1e-9
+    noise = NoiseTable(0, "a", 0.3, 2, lm.arch.embedding.weight.shape[1]) if noised else None
+    asked = questions(lm, FACT, "Oslo", "Paris", 2 if noised else 0)
+    measurement = Measurement(lm, asked, noise)
+    edits = Rome(SETTINGS, resources_for(lm)).edit(lm, request_for(lm), range(lm.n_layers))
+    before, after = measurement.before(), measurement.after(edits)
+    assert before == pytest.approx(measurement.plain(None), rel=bound)
+    for e, edit in enumerate(edits):
+        assert after[e] == pytest.approx(measurement.plain(edit), rel=bound)
+        # Nothing leads from the last block's subject token to the answer: that edit is no change.
+        assert (np.abs(after[e] - before) > 1e-4 * before).any() == (edit.layer < lm.n_layers - 1)
+    one_by_one = measurement.after(edits, rows=lambda suffix: 1)
+    assert one_by_one == pytest.approx(after, rel=bound)
+    assert before == pytest.approx(measurement.plain(None), rel=bound)  # nothing is left behind
+
+
+def test_only_the_subjects_prompts_are_noised() -> None:
+    lm = random_model("llama")
+    noise = NoiseTable(0, "a", 1.0, 4, 32)
+    noised = Measurement(lm, questions(lm, FACT, "Oslo", "Paris", 4), noise).before()
+    clean = Measurement(lm, questions(lm, FACT, "Oslo", "Paris", 0), None).before()
+    assert (np.abs(noised[:3] - clean[:3]) > 1e-3 * clean[:3]).all()
+    assert noised[3:] == pytest.approx(clean[3:], rel=1e-6)
+
+
+def test_a_failed_edit_has_no_probabilities_and_keeps_its_rows() -> None:
+    lm = random_model("llama")
+    measurement = Measurement(lm, questions(lm, FACT, "Oslo", "Paris", 0), None)
+    good = Rome(SETTINGS, resources_for(lm)).edit(lm, request_for(lm), [2])
+    edits = [failed(0, "failed: a reason"), *good]
+    after = measurement.after(edits)
+    assert np.isnan(after[0]).all()
+    assert np.isfinite(after[1]).all()
+    frame = edit_frame(FACT, "error_injection", "rome", 1, "Oslo", "Paris", measurement.before(), edits, after)
+    assert list(frame.groupby("layer").size()) == [6, 6]
+    assert list(frame.prompt_kind[:6]) == ["rewrite"] + ["paraphrase"] * 2 + ["neighborhood"] * 3
+    assert frame.status[0] == "failed: a reason"
+    assert frame.p_pre.notna().all()
+
+
+def test_tokens_shared_by_prompts_are_run_once() -> None:
+    lm = random_model("llama", torch.float32)
+    measurement = Measurement(lm, questions(lm, FACT, "Oslo", "Paris", 0), None)
+    lengths = sum(len(p.ids) - 1 for q in measurement.asked for p in (q.target, q.baseline))
+    assert len(measurement.packed) < 0.6 * lengths

@@ -1,0 +1,70 @@
+"""A project folder as the stages `model`, `facts` and `statistics` leave it, made up without a model.
+
+All of it works on the current folder, as the stages do.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from ruamel.yaml import YAML
+from safetensors.torch import save_file
+
+from pipeline.compute import inputs, statistics
+from pipeline.compute.known_job import KnownJob
+from pipeline.compute.store import Store
+from pipeline.edit.methods import load
+from pipeline.facts.choose import KnownRule, choose, facts_to_frame
+from pipeline.facts.fact import Known
+from pipeline.settings.params import Params
+from pipeline.tables import to_arrow, write, write_json
+from tests.conftest import ROOT
+
+MODEL = {
+    "name": "trained:tiny", "source": "data/models/tiny",
+    "fingerprint": "f" * 32, "layers": 6, "key_size": 4, "dtype": "float32", "add_bos": False,
+    "fast_path": True,
+}  # fmt: skip
+
+
+def start() -> None:
+    """The smoke preset, its facts, and what those stages write."""
+    shutil.copy(ROOT / "presets" / "smoke.yaml", "params.yaml")
+    shutil.copytree(ROOT / "data" / "facts" / "tiny", "data/facts/tiny")
+    write_json(MODEL, Path("data/model.json"))
+    upstream()
+
+
+def change(**sections: dict[str, Any]) -> Params:
+    """Set keys of params.yaml's sections."""
+    yaml = YAML()
+    tree = yaml.load(Path("params.yaml").read_text("utf-8"))
+    for section, keys in sections.items():
+        tree[section].update(keys)
+    with Path("params.yaml").open("w", encoding="utf-8") as file:
+        yaml.dump(tree, file)
+    return load()
+
+
+def upstream() -> None:
+    """What the stages facts and statistics write, with made-up measurements."""
+    settings, store = load(), Store("data/store")
+    file = inputs.candidates(settings)
+    job = KnownJob(settings, MODEL, tuple(file.facts))
+    for unit in job.units():
+        rows = [asdict(Known(0.9, True, True)) for _ in unit.item[0]]
+        store.put_table("known", unit.key, to_arrow(pd.DataFrame(rows)), unit.label)
+    known = [Known(0.9, True, True)] * len(file.facts)
+    chosen = choose(file.facts, known, KnownRule(**settings.facts.known.model_dump()), settings.facts.count)
+    write(facts_to_frame(file.facts, known, chosen), Path("data/facts.parquet"))
+    subjects = len({fact.subject for fact in file.facts})
+    write_json({"embedding_sd": 0.1, "subjects": subjects}, Path("data/embedding_sd.json"))
+    folder = Path("data/statistics")
+    write_json({"key": statistics.key_of(settings, MODEL)}, folder / "manifest.json")
+    write_json(["", "Once"], folder / "contexts.json")
+    save_file({str(layer): torch.eye(4) for layer in range(6)}, folder / "moments.safetensors")
