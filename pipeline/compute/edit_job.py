@@ -150,7 +150,7 @@ class _EditWorker:
     def _after(self, measurement: Measurement, edits: Sequence[Edit], asked: Sequence[Question]) -> np.ndarray:
         if self.path == "plain":
             blank = np.full((len(asked), 2), np.nan)
-            return np.stack([measurement.plain(edit) if edit.updates else blank for edit in edits])
+            return np.stack([measurement.plain(edit) if edit.status == "ok" else blank for edit in edits])
 
         def work(allowed: int) -> np.ndarray:
             def rows(suffix: Suffix) -> int:

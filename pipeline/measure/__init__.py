@@ -1,1 +1,1 @@
-"""What an edit did."""
+"""What an edit did to what the model says."""

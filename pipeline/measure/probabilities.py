@@ -117,6 +117,7 @@ class Measurement:
     def after(self, edits: Sequence[Edit], rows: Callable[[Suffix], int] | None = None) -> np.ndarray:
         """The same after each edit: (E, questions, 2), NaN for an edit that failed; no weight is touched."""
         result = np.full((len(edits), len(self.asked), 2), np.nan)
+        result[[edit.status == "ok" for edit in edits]] = self.before()  # where an edit changes nothing
         order = sorted((e for e, edit in enumerate(edits) if edit.updates), key=lambda e: edits[e].lowest)
         if not order:
             return result

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.edit.protocol import failed
+from pipeline.edit.protocol import Dense, Edit, LowRank, failed
 from pipeline.edit.rome import Rome
 from pipeline.facts.fact import Fact
 from pipeline.lm.model import LanguageModel
@@ -46,6 +46,42 @@ def test_no_weight_touched_equals_a_weight_changed(lm: LanguageModel, noised: bo
     one_by_one = measurement.after(edits, rows=lambda suffix: 1)
     assert one_by_one == pytest.approx(after, rel=bound)
     assert before == pytest.approx(measurement.plain(None), rel=bound)  # nothing is left behind
+
+
+def several_blocks(lm: LanguageModel) -> list[Edit]:
+    """Edits of up to four updates, low-rank and dense, at neighboring and distant blocks, and one that changes none."""
+    generator = torch.Generator().manual_seed(1)
+    width, size = lm.arch.width, lm.arch.key_size(0)
+
+    def low(layer: int, rank: int = 2) -> LowRank:
+        left, right = (torch.randn(n, rank, generator=generator, dtype=torch.float64) for n in (width, size))
+        return LowRank(layer, 0.3 * left, right / size**0.5)
+
+    def dense(layer: int) -> Dense:
+        change = torch.randn(width, size, generator=generator, dtype=torch.float64)
+        return Dense(layer, 0.3 * change / size**0.5)
+
+    sets = [
+        (low(1, 3),), (dense(0), low(2)), (low(2), low(0), dense(1)), (dense(2), low(2), low(3)),
+        tuple(low(layer, 1) for layer in range(lm.n_layers)), (low(3),), (),
+    ]  # fmt: skip
+    return [Edit(e % lm.n_layers, updates, 0.0, 0.0, 0) for e, updates in enumerate(sets)]
+
+
+@pytest.mark.parametrize("noised", [False, True])
+def test_edits_of_several_blocks_score_as_in_the_weights(lm: LanguageModel, noised: bool) -> None:
+    bound = 1e-3 if lm.arch.config.model_type == "gemma2" else 1e-6
+    noise = NoiseTable(0, "a", 0.3, 2, lm.arch.embedding.weight.shape[1]) if noised else None
+    measurement = Measurement(lm, questions(lm, FACT, "Oslo", "Paris", 2 if noised else 0), noise)
+    edits = several_blocks(lm)
+    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    after = measurement.after(edits)
+    for e, edit in enumerate(edits):
+        assert after[e] == pytest.approx(measurement.plain(edit), rel=bound)
+        assert np.array_equal(after[e], measurement.before()) == (not edit.updates)
+    assert measurement.after(edits, rows=lambda suffix: 2) == pytest.approx(after, rel=bound)
+    assert measurement.after(edits[::-1]) == pytest.approx(after[::-1], rel=bound)
+    assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
 
 
 def test_only_the_subjects_prompts_are_noised() -> None:

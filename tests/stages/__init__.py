@@ -1,1 +1,1 @@
-"""Tests of stages/."""
+"""Tests of stages/, of the whole pipeline through DVC."""

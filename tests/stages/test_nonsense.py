@@ -35,7 +35,8 @@ from stages._run import run_stage
 from tests.conftest import ROOT
 from tests.facts import fuzz as valid
 from tests.lm.families import random_model
-from tests.stages.mistakes import CASES, Case, counterfact, fact_file, tsv, versioned
+from tests.stages.mistakes import CASES, Case, counterfact, fact_file, tsv
+from tests.stages.mistakes_files import versioned
 from tests.stages.projects import start
 
 SOON = 2.0  # seconds that a mistake may take to be told, where no model is loaded
