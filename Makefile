@@ -19,7 +19,7 @@ FUZZ_SECONDS ?= 300
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro status prune test fuzz lint audit bench bench-gpu clean
+.PHONY: help setup repro status prune test test-slow fuzz lint audit bench bench-gpu clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -49,16 +49,20 @@ status: $(READY)  ## what is done, what is left, for how long, in how much space
 prune: $(READY)  ## remove the results kept per fact that no current setting needs
 	@python -m stages.status --prune
 
-test: $(READY)  ## the tests; PYTEST_ARGS='-k rome' for some of them
-	@python -m pytest $(PYTEST_ARGS)
+test: $(READY)  ## the tests but the slow ones; PYTEST_ARGS='-k rome' for some of them
+	@python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: $(READY)  ## the slow ones: real runs that are stopped, changed, and extended by a method
+	@python -m pytest -m slow $(PYTEST_ARGS)
 
 fuzz: $(READY)  ## broken fact files at every reader, for 300 seconds or FUZZ_SECONDS=30
 	@python -m tests.facts.fuzz --seconds '$(FUZZ_SECONDS)'
 
-lint: $(READY)  ## ruff's rules and format, and the types
+lint: $(READY)  ## ruff's rules and format, the types, and the direction of imports
 	@ruff check .
 	@ruff format --check .
 	@mypy
+	@lint-imports --no-cache
 
 audit: $(READY)  ## known vulnerabilities of the locked packages, where osv.dev can be reached
 	@if python -c 'import urllib.request as u; u.urlopen("https://api.osv.dev/v1/vulns/GHSA-9hjg-9r4m-mvj7", timeout=10)' \
