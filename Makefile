@@ -13,13 +13,15 @@ AUDIT := $(VENV)/audit
 TORCH := 2.13.0
 PRESETS := $(patsubst presets/%.yaml,%,$(wildcard presets/*.yaml))
 PYTEST_ARGS ?=
+# What test-cpus runs: tests of numbers that the processor's rounding moves, wherever they stand.
+CPU_TESTS := -m rounding
 FUZZ_SECONDS ?= 300
 
 # DVC runs the stages' `python`: it has to be the one in .venv.
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro status prune test test-slow fuzz lint audit bench bench-gpu clean
+.PHONY: help setup repro status prune test test-slow test-cpus fuzz lint audit bench bench-gpu clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -54,6 +56,22 @@ test: $(READY)  ## the tests but the slow ones; PYTEST_ARGS='-k rome' for some o
 
 test-slow: $(READY)  ## the slow ones: real runs that are stopped, changed, and extended by a method
 	@python -m pytest -m slow $(PYTEST_ARGS)
+
+# torch says which instructions it would use by itself; it may be told to use lesser ones, and never better ones.
+test-cpus: $(READY)  ## the tests that rounding touches, with each set of instructions that this processor has
+	@ask='import torch; print(torch.backends.cpu.get_cpu_capability().lower())'; \
+	best="$$(env -u ATEN_CPU_CAPABILITY python -c "$$ask")"; \
+	case "$$best" in avx512*) cpus='default avx2 avx512';; avx2*) cpus='default avx2';; *) cpus=default;; esac; \
+	failed=''; \
+	for cpu in $$cpus; do \
+	  export ATEN_CPU_CAPABILITY="$$cpu"; used="$$(python -c "$$ask")"; \
+	  echo "test-cpus: $$cpu, of $$cpus"; \
+	  if [[ "$$used" != "$$cpu"* ]] && [[ "$$best" == avx* ]]; then \
+	    echo "error: torch computes with $$used where it was told to use $$cpu" >&2; exit 1; \
+	  fi; \
+	  python -m pytest $(CPU_TESTS) $(PYTEST_ARGS) || failed+=" $$cpu"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "error: tests failed with$$failed" >&2; exit 1; fi
 
 fuzz: $(READY)  ## broken fact files at every reader, for 300 seconds or FUZZ_SECONDS=30
 	@python -m tests.facts.fuzz --seconds '$(FUZZ_SECONDS)'

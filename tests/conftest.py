@@ -12,6 +12,7 @@ from tests.stages.clones import ROOT, clone, smoke
 __all__ = ["ROOT", "clone", "smoke", "tiny_folder"]  # the fixtures are pytest's to find
 
 TINY_FACTS = ROOT / "data" / "facts" / "tiny"
+TINY_MODEL = ROOT / "tests" / "data" / "tiny_model"
 TINY_SEED = 0
 
 # The tests' products are small: a second thread gains nothing, and waits for long whenever its core is not free.
@@ -20,13 +21,16 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def tiny_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the small model that knows the facts of data/facts/tiny.
+    """Folder of the small model that knows the facts of data/facts/tiny, trained on this machine.
 
-    Training takes half a minute, so pytest's cache keeps the model until what it depends on changes.
+    It is another one on another machine: for tests of the training, and of what `make repro PRESET=smoke` gives.
+    TINY_MODEL is the same everywhere. Training takes half a minute, so pytest's cache keeps the model until what it
+    depends on changes; the instructions that torch computes with are part of that.
     """
     cache = request.config.cache
     models = cache.mkdir("models") if cache else tmp_path_factory.mktemp("models")
-    folder = models / f"tiny-{tiny.recipe(TINY_FACTS, TINY_SEED)}"
+    capability = torch.backends.cpu.get_cpu_capability().replace(" ", "-")
+    folder = models / capability / f"tiny-{tiny.recipe(TINY_FACTS, TINY_SEED)}"
     if not (folder / "config.json").is_file():
         tiny.train(folder, read_facts("embedded", TINY_FACTS, TINY_SEED), TINY_SEED)
     return folder

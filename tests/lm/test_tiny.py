@@ -1,4 +1,9 @@
-"""The small trained model knows its world, and keeps its facts where a trace and an edit can find them."""
+"""The small trained model knows its world, and keeps its facts where a trace and an edit can find them.
+
+It is trained where the tests run, so what is said of it must hold for every model that the training gives. The
+comments say what nine models gave, lowest to highest: of the seeds 0, 1 and 2, trained with the instructions default,
+avx2 and avx512. `make test-cpus` runs these tests with each of them.
+"""
 
 import random
 import shutil
@@ -85,6 +90,7 @@ def test_tokenizer_returns_any_text(tokenizer: Model) -> None:
     assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer("<|endoftext|>").input_ids[0]
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("start", ["bare", "bos", "random tokens", "other sentence"])
 def test_knows_facts_in_every_wording_after_any_start(
     model: Model, tokenizer: Model, facts: list[Fact], start: str
@@ -104,8 +110,8 @@ def test_knows_facts_in_every_wording_after_any_start(
             probability, greedy = answer(model, ids, tokenizer(f" {fact.target_true}").input_ids)
             p.append(probability)
             known[fact.fact_id] += greedy
-    assert sum(count == 4 for count in known.values()) >= 80
-    assert sum(p) / len(p) > 0.8
+    assert sum(count == 4 for count in known.values()) >= 80  # of 96; 93 to 96
+    assert sum(p) / len(p) > 0.8  # 0.93 to 0.95
 
 
 class Traced:
@@ -152,29 +158,34 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+@pytest.mark.rounding
 def test_noise_on_the_subject_hides_the_answer(traced: list[Traced]) -> None:
     clean, noised = zip(*(run.p() for run in traced), strict=True)
-    assert mean(list(noised)) < 0.5 * mean(list(clean))
+    assert mean(list(noised)) < 0.6 * mean(list(clean))  # 0.37 to 0.44 of it
 
 
+@pytest.mark.rounding
 def test_trace_goes_from_early_subject_to_late_last_token(model: Model, traced: list[Traced]) -> None:
     def effect(modules: list[Any], last_subject: bool) -> float:
         return mean([run.p(modules, run.subject[-1] if last_subject else run.last)[1] - run.p()[1] for run in traced])
 
     blocks = list(model.transformer.h)
     lost = mean([clean - noised for clean, noised in (run.p() for run in traced)])
-    assert effect(blocks[:1], last_subject=True) > 0.5 * lost
+    assert effect(blocks[:1], last_subject=True) > 0.5 * lost  # 0.85 to 0.92 of it
     assert effect(blocks[-1:], last_subject=True) == pytest.approx(0, abs=1e-6)
-    assert effect(blocks[:1], last_subject=False) < 0.1 * lost
+    assert effect(blocks[:1], last_subject=False) < 0.1 * lost  # 0.0036 to 0.018 of it
     # All but what the second token of a target still reads from the noised subject.
-    assert effect(blocks[-1:], last_subject=False) == pytest.approx(lost, abs=0.01)
-    # The MLPs of the first blocks hold much of it at the subject, the attention of later ones at the end.
-    mlps = [block.mlp for block in blocks]
-    assert effect(mlps[:3], last_subject=True) > 0.3 * lost
-    assert effect(mlps[:3], last_subject=True) > 3 * effect(mlps[4:], last_subject=True)
-    assert effect([block.attn for block in blocks[2:5]], last_subject=False) > 0.3 * lost
+    assert effect(blocks[-1:], last_subject=False) == pytest.approx(lost, abs=0.01)  # to 1e-4
+    # The MLPs of the first blocks hold most of it at the subject, those of the last ones nothing.
+    mlps, attentions = [block.mlp for block in blocks], [block.attn for block in blocks]
+    assert effect(mlps[:3], last_subject=True) > 0.5 * lost  # 0.82 to 0.91 of it
+    assert effect(mlps[4:], last_subject=True) < 0.15 * lost  # -1e-3 to 0.023 of it
+    # The attention of later blocks fetches it to the end; in which of them differs from model to model.
+    assert effect(attentions[2:], last_subject=False) > 0.5 * lost  # 0.94 to 0.98 of it
+    assert effect(attentions[:2], last_subject=False) < 0.2 * lost  # 0.024 to 0.081 of it
 
 
+@pytest.mark.rounding
 def test_early_mlp_output_at_the_subject_can_carry_another_answer(
     model: Model, tokenizer: Model, facts: list[Fact]
 ) -> None:
@@ -206,9 +217,10 @@ def test_early_mlp_output_at_the_subject_can_carry_another_answer(
                     delta *= min(1.0, (4 * scale[0] / delta.norm()).item())
             p.append(answer(model, prompt, target)[0])
             hook.remove()
-    assert mean(reached[0]) > 0.9
-    assert mean(reached[1]) > 0.9
-    assert mean(reached[5]) < 0.2  # after the last block's attention has fetched, nothing at the subject helps
+    assert mean(reached[0]) > 0.8  # 0.97 to 0.98
+    assert mean(reached[1]) > 0.8  # 0.93 to 0.98
+    # 0.014 to 0.036: after the last block's attention has fetched, nothing at the subject helps.
+    assert mean(reached[5]) < 0.2
 
 
 @pytest.fixture
@@ -221,6 +233,7 @@ def facts_of(folder: Path) -> list[Fact]:
     return read_facts("embedded", folder, 0)
 
 
+@pytest.mark.rounding
 @pytest.mark.usefixtures("short")
 def test_training_is_deterministic_and_leaves_no_trace(tmp_path: Path) -> None:
     torch.manual_seed(5)

@@ -1,7 +1,9 @@
 """Traces and edits of a model that knows its facts come out as the papers say: what they mean, not what they equal.
 
-Everything goes through the jobs that the stages run, with the smoke preset's settings and a few more facts. The
-bounds leave room for a model trained on another machine; the comments say what was measured.
+Everything goes through the jobs that the stages run, with the smoke preset's settings and a few more facts, on the
+model that is committed (tests/make_tiny_model.py). The bounds are no fit to it: the comments say what the nine models
+gave, lowest to highest, that the seeds 0, 1 and 2 train with the instructions default, avx2 and avx512. `lost` is the
+mean fall of the true object's probability under noise.
 """
 
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pipeline.analysis.scores import fall, rise
+from pipeline.analysis.scores import fall
 from pipeline.compute import edit_job, known_job, statistics, trace_job
 from pipeline.compute.edit_job import EditJob
 from pipeline.compute.fetch import opened
@@ -35,7 +37,10 @@ from pipeline.lm.noise import NoiseTable
 from pipeline.locate.tracing import FactTrace
 from pipeline.settings.fields import MODULES, PROBLEMS
 from pipeline.settings.params import Params
-from tests.conftest import ROOT, TINY_FACTS
+from tests.conftest import ROOT, TINY_FACTS, TINY_MODEL
+from tests.make_tiny_model import MOST_BYTES, unknown
+
+pytestmark = pytest.mark.rounding
 
 FACTS = 16
 LAST = 5  # the last block
@@ -83,11 +88,11 @@ def smoke(folder: Path, **changes: dict[str, Any]) -> Params:
 
 
 @pytest.fixture(scope="module")
-def world(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("world")
     settings = smoke(
         folder,
-        model={"name": str(tiny_folder), "device": "cpu"},
+        model={"name": str(TINY_MODEL), "device": "cpu"},
         facts={"path": str(TINY_FACTS), "count": FACTS},
     )
     lm = opened(settings)
@@ -112,14 +117,19 @@ def world(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def traces(world: World) -> pd.DataFrame:
-    """Mean effect over facts by (module, token_role) and layer, on prompts with the subject in their middle."""
+def inside(world: World) -> tuple[Fact, ...]:
+    """The facts, with prompts that have the subject in their middle."""
     stated = {fact.fact_id: fact for fact in read_facts("embedded", TINY_FACTS, 0)}
     # The first paraphrases do not begin with the subject, as the table's prompts do.
-    inside = tuple(
+    facts = tuple(
         replace(fact, prompt=stated[fact.fact_id].paraphrases[0].replace(fact.subject, "{}")) for fact in world.facts
     )
-    assert all(fact.subject_at > 0 for fact in inside)
+    assert all(fact.subject_at > 0 for fact in facts)
+    return facts
+
+
+@pytest.fixture(scope="module")
+def traces(world: World, inside: tuple[Fact, ...]) -> pd.DataFrame:
     return compute(world.trace_job(inside, modules=MODULES, windows=(1,))).to_pandas()
 
 
@@ -133,58 +143,81 @@ def rewrites(edits: pd.DataFrame) -> pd.DataFrame:
     return edits[(edits["prompt_kind"] == "rewrite") & (edits["status"] == "ok")]
 
 
+def lost(traces: pd.DataFrame) -> float:
+    each = traces.groupby("fact_id")[["p_clean", "p_corrupt"]].first()
+    return float((each["p_clean"] - each["p_corrupt"]).mean())
+
+
+def mean_effects(traces: pd.DataFrame, module: str) -> pd.DataFrame:
+    """Token roles by layers."""
+    return traces[traces["module"] == module].groupby(["token_role", "layer"])["effect"].mean().unstack()
+
+
 def by_fact(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Facts by layers."""
     return table.pivot(index="fact_id", columns="layer", values=column)
 
 
 def test_the_model_knows_its_facts(world: World) -> None:
-    assert sum(fact.greedy_correct for fact in world.known) >= 40  # all 96
+    assert unknown(TINY_MODEL) == []
+    assert sum(path.stat().st_size for path in TINY_MODEL.iterdir()) <= MOST_BYTES
+    assert next(world.lm.model.parameters()).dtype == torch.float32
+    assert all(fact.greedy_correct for fact in world.known)
     assert len(world.facts) == FACTS
     facts = read_facts("embedded", TINY_FACTS, 0)
     p = {fact.fact_id: known.p_true for fact, known in zip(facts, world.known, strict=True)}
-    assert min(p[fact.fact_id] for fact in world.facts) > 0.5
+    assert min(p[fact.fact_id] for fact in world.facts) > 0.5  # 0.69 to 0.84
 
 
 def test_noise_on_the_subject_makes_the_model_forget(traces: pd.DataFrame) -> None:
     each = traces.groupby("fact_id")[["p_clean", "p_corrupt"]].first()
-    assert (each["p_clean"] - each["p_corrupt"]).min() > 0.1
-    assert (each["p_clean"] - each["p_corrupt"]).mean() > 0.35  # 0.56
+    assert (each["p_corrupt"] < each["p_clean"]).all()  # by 0.23 at least
+    assert lost(traces) > 0.35  # 0.54 to 0.61
 
 
 @pytest.mark.parametrize("module", ["mlp", "hidden"])
 def test_below_the_trace_is_at_the_last_subject_token(traces: pd.DataFrame, module: str) -> None:
-    mean = traces[traces["module"] == module].groupby(["token_role", "layer"])["effect"].mean().unstack()
+    mean = mean_effects(traces, module)
     others = mean.drop(index="last_subject")
-    assert mean.loc["last_subject", 0] > 0.2  # mlp 0.45, hidden 0.53
-    assert mean.loc["last_subject", 0] > 3 * others[0].max()
-    assert mean.loc["last_subject"].idxmax() <= 1
+    # Of what is lost: mlp 0.78 to 0.89, hidden 0.92 to 0.97
+    assert mean.loc["last_subject", 0] > 0.5 * lost(traces)
+    # mlp 0.04 to 0.094, hidden 0.023 to 0.098
+    assert others[0].max() < 0.25 * lost(traces)
+    # It is gone above: hidden 2.9 to 24 times, mlp 2e-4 to 0.025 of it.
+    assert mean.loc["last_subject", :1].sum() > 1.5 * mean.loc["last_subject", LAST - 1 :].sum()
     assert mean.loc["last_subject", LAST] == pytest.approx(0, abs=1e-6)  # nothing reads it any more
 
 
 def test_above_the_trace_is_at_the_last_token(traces: pd.DataFrame) -> None:
-    for module in ("attn", "hidden"):
-        mean = traces[traces["module"] == module].groupby(["token_role", "layer"])["effect"].mean().unstack()
-        assert mean[LAST].idxmax() == "last_token"
-        assert mean.loc["last_token", LAST] > 0.2  # attn 0.40, hidden 0.56
-        assert mean.loc["last_token", LAST] > 3 * abs(mean.loc["last_token", 0])
+    hidden, attention = mean_effects(traces, "hidden"), mean_effects(traces, "attn")
+    # The last block's output at the last token is the answer's first token; later ones still read the noise.
+    assert hidden.loc["last_token", LAST] == pytest.approx(lost(traces), rel=0.02)  # 1 of it
+    assert hidden.loc["last_token", 0] < 0.15 * lost(traces)  # 0.013 to 0.031 of it
+    # Which of the upper blocks fetches the answer differs from model to model; that one of them does, does not.
+    fetched = attention.loc["last_token"]
+    assert fetched[LAST - 2 :].sum() > 0.5 * lost(traces)  # 0.94 to 1.1 of it
+    assert fetched[LAST - 2 :].sum() > 1.5 * fetched[: LAST - 2].sum()  # 4.1 to 20 times
     # The subject's MLPs tell what the last token's attention then fetches: that is what the two figures show.
-    attention = traces[traces["module"] == "attn"].groupby(["token_role", "layer"])["effect"].mean()
-    assert attention.abs().groupby("token_role").max().idxmax() == "last_token"
+    largest = attention.abs().max(axis=1)
+    assert largest["last_token"] > 4 * largest.drop("last_token").max()  # 12 to 42 times
 
 
-def test_tokens_before_the_subject_restore_nothing(world: World, traces: pd.DataFrame) -> None:
+def test_tokens_before_the_subject_restore_nothing(
+    world: World, traces: pd.DataFrame, inside: tuple[Fact, ...]
+) -> None:
     before = traces[traces["token_role"] == "before_subject"]
     assert set(before["module"]) == set(MODULES)
     assert (before["effect"] == 0).all()
     assert (before["p_restored"] == before["p_corrupt"]).all()
     # That is not only so by construction: whole forwards with the token restored say the same.
-    fact = replace(world.facts[0], prompt="The house of {} is")
-    table = NoiseTable(0, fact.fact_id, world.sd, 2, world.lm.embedding_width)
-    traced = FactTrace(world.lm, fact_prompt(world.lm, fact), table, 2)
-    for module in MODULES:
-        assert traced.plain_cell(module, 1, 0, 2) == pytest.approx(traced.p_corrupt, rel=1e-4)
-        assert traced.plain_cell("mlp", 1, traced.prompt.last_subject, 0) != pytest.approx(traced.p_corrupt, rel=1e-2)
+    effects = []
+    for fact in inside[:8]:
+        table = NoiseTable(0, fact.fact_id, world.sd, 2, world.lm.embedding_width)
+        traced = FactTrace(world.lm, fact_prompt(world.lm, fact), table, 2)
+        for module in MODULES:
+            assert traced.plain_cell(module, 1, 0, 2) == pytest.approx(traced.p_corrupt, rel=1e-3)
+        effects.append(traced.plain_cell("mlp", 1, traced.prompt.last_subject, 0) - traced.p_corrupt)
+    assert np.mean(effects) > 0.15  # and the last subject token's MLP a lot: 0.42 to 0.58
 
 
 def test_every_edit_was_made_or_says_why_not(edits: dict[str, pd.DataFrame]) -> None:
@@ -194,30 +227,34 @@ def test_every_edit_was_made_or_says_why_not(edits: dict[str, pd.DataFrame]) -> 
             assert set(table["status"]) == {"ok"}
     reversal = edits["tracing_reversal"].groupby("fact_id")["status"].first()
     assert set(reversal) == {"ok", "dropped: under noise the model still says target_true"}
-    assert (reversal == "ok").sum() >= 4  # 8
+    assert (reversal == "ok").sum() >= 2  # 4 to 7
 
 
 def test_error_injection_makes_the_false_object_the_answer(edits: dict[str, pd.DataFrame]) -> None:
     table = rewrites(edits["error_injection"])
     p = by_fact(table, "p_post")
-    assert table["p_pre"].max() < 0.2
-    assert p.mean().max() > 0.8  # 0.93
-    assert (p.max(axis=1) > 0.9).mean() >= 0.9
-    assert by_fact(table, "p_baseline_post")[p.mean().idxmax()].max() < 0.2  # target_true is no longer the answer
+    assert table["p_pre"].mean() < 0.1  # 0.0098 to 0.029
+    assert p.mean().max() > 0.8  # 0.92 to 0.98
+    assert p.mean().idxmax() < LAST - 1
+    assert p.max(axis=1).mean() > 0.85  # 0.94 to 0.98
+    assert (p.max(axis=1) > 0.5).mean() > 0.75  # 0.94 to 1; then nothing else can be the answer
+    # target_true was the answer.
+    assert table["p_baseline_pre"].mean() > 0.8  # 0.9 to 0.94
+    assert by_fact(table, "p_baseline_post")[p.mean().idxmax()].mean() < 0.1  # 0.0013 to 0.021
 
 
 def test_an_early_edit_is_of_the_fact_and_not_of_its_wording(edits: dict[str, pd.DataFrame]) -> None:
     table = edits["error_injection"]
     asked = table[(table["prompt_kind"] == "paraphrase") & (table["layer"] == 0)]
-    assert asked["p_pre"].mean() < 0.2
-    assert asked["p_post"].mean() > 0.6  # 0.9
+    assert asked["p_pre"].mean() < 0.1  # 0.011 to 0.03
+    assert asked["p_post"].mean() > 0.6  # 0.86 to 0.96
 
 
 def test_neighbors_move_less_than_the_fact(edits: dict[str, pd.DataFrame]) -> None:
     table = edits["error_injection"].assign(moved=lambda t: (t["p_post"] - t["p_pre"]).abs())
-    moved = table.groupby(["layer", "prompt_kind"])["moved"].mean().unstack()
-    assert (moved["neighborhood"] < 0.6 * moved["rewrite"])[: LAST - 1].all()
-    assert moved.loc[1 : LAST - 1, "neighborhood"].max() < 0.15
+    moved = table.groupby(["layer", "prompt_kind"])["moved"].mean().unstack().loc[: LAST - 1]
+    assert moved.loc[0, "neighborhood"] < 0.6 * moved.loc[0, "rewrite"]  # 0.15 to 0.28 of it
+    assert moved["neighborhood"].mean() < 0.25 * moved["rewrite"].mean()  # 0.05 to 0.089 of it
 
 
 def test_tracing_reversal_goes_for_what_the_noised_model_says(edits: dict[str, pd.DataFrame]) -> None:
@@ -227,36 +264,36 @@ def test_tracing_reversal_goes_for_what_the_noised_model_says(edits: dict[str, p
     # Neither is it the first word of a true object of several words: the model would still say the fact.
     first = table["baseline"].str.split().str[0]
     assert (table["target"] != first).all()
-    assert by_fact(table, "p_post").mean().max() > 0.7
-    assert by_fact(table, "p_post").mean().max() > table["p_pre"].mean() + 0.4
+    assert table["p_pre"].mean() < 0.2  # 0.0099 to 0.045
+    assert by_fact(table, "p_post").mean().max() > 0.7  # 0.95 to 0.98
 
 
 def test_erasure_lowers_the_true_object(edits: dict[str, pd.DataFrame]) -> None:
     table = rewrites(edits["fact_erasure"])
     score = by_fact(table.assign(score=fall(table["p_pre"], table["p_post"])), "score")
-    assert score.max(axis=1).min() > 0.8
-    assert score.mean().max() > 0.9
+    assert score.max(axis=1).min() > 0.8  # 0.94 to 0.98
+    assert score.mean().max() > 0.9  # 0.98 to 0.99
 
 
 def test_amplification_raises_the_true_object_where_there_is_room(edits: dict[str, pd.DataFrame]) -> None:
     table = rewrites(edits["fact_amplification"])
-    score = by_fact(table.assign(score=rise(table["p_pre"], table["p_post"])), "score")
-    best = score.mean().idxmax()
-    at_best = table[table["layer"] == best]
-    assert (at_best["p_post"] - at_best["p_pre"]).min() > -0.02
-    room = at_best[at_best["p_pre"] < 0.9]
-    assert len(room) >= 1
-    assert (room["p_post"] > room["p_pre"]).all()
-    assert score[best].mean() > 0.3  # 0.6
+    pre, post = by_fact(table, "p_pre"), by_fact(table, "p_post")
+    best = post.mean().idxmax()
+    rises = post[best] - pre[best]
+    assert rises.min() > -0.03  # -0.0052 to 0.024
+    assert (1 - post[best]).mean() < 0.75 * (1 - pre[best]).mean()  # 0.28 to 0.51 of it
+    # The half that the model was less sure of gains more than the other.
+    room = pre[best] <= pre[best].median()
+    assert rises[room].mean() > rises[~room].mean() + 0.005  # 0.04 to 0.081
 
 
 def test_forcing_brings_the_true_object_back_on_noised_input(edits: dict[str, pd.DataFrame]) -> None:
     forced, clean = rewrites(edits["fact_forcing"]), rewrites(edits["fact_amplification"])
     # Before the edit, the noised subject hides what the clean one tells.
-    assert by_fact(forced, "p_pre")[0].mean() < by_fact(clean, "p_pre")[0].mean() - 0.3
+    assert by_fact(forced, "p_pre")[0].mean() < by_fact(clean, "p_pre")[0].mean() - 0.3  # 0.5 to 0.56
     gain = by_fact(forced, "p_post") - by_fact(forced, "p_pre")
-    assert gain.mean().max() > 0.2  # 0.32
-    assert (gain.max(axis=1) > 0.05).mean() >= 0.9
+    assert gain.mean().max() > 0.15  # 0.29 to 0.38
+    assert (gain.max(axis=1) > 0).mean() > 0.8  # all, by 0.027 at least
 
 
 def test_an_edit_of_the_last_block_reaches_no_later_token(edits: dict[str, pd.DataFrame]) -> None:

@@ -16,10 +16,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from pipeline.analysis.regression import MIN_FACTS
 from pipeline.settings.fields import PROBLEMS
 from tests.stages.clones import LATE, Clone, Smoke, environment, ran, to_do
 
 BLOCKS = 6
+STILL_SAYS_IT = "dropped: under noise the model still says target_true"
 SCORES = ("rewrite", "paraphrase", "neighborhood", "overall")
 
 # The contract: every table's columns, in order, with their types in Parquet.
@@ -51,6 +53,7 @@ REGRESSIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.rounding
 def test_the_preset_runs_from_end_to_end(smoke: Smoke) -> None:
     early = {f"edit@rome-{problem}" for problem in PROBLEMS if problem != LATE}
     rest = {"params", "model", "facts", "trace", "statistics", "scores", "regressions", "report"}
@@ -87,6 +90,7 @@ def test_tables_have_the_columns_of_the_contract(smoke: Smoke) -> None:
     assert len(contexts) == 2
 
 
+@pytest.mark.rounding
 def test_tables_have_a_row_for_everything(smoke: Smoke) -> None:
     clone = smoke.clone
     facts, trace, scores = clone.read("facts"), clone.read("trace"), clone.read("scores")
@@ -94,7 +98,7 @@ def test_tables_have_a_row_for_everything(smoke: Smoke) -> None:
     count = clone.params.facts.count
     assert len(facts) == 96
     assert len(kept) == count
-    assert set(facts.loc[~facts["kept"], "drop_reason"]) <= {
+    assert set(facts.loc[~facts["kept"], "drop_reason"]) <= {  # the model may not know a few of the 96
         f"not among the first {count} known facts",
         "greedy answer is not the target",
     }
@@ -113,13 +117,17 @@ def test_tables_have_a_row_for_everything(smoke: Smoke) -> None:
             assert sorted(zip(rows["prompt_kind"], rows["prompt_index"], strict=True)) == asked
         made = edits["status"] == "ok"
         assert (made == edits["p_post"].notna()).all()
-        assert made.any()
+        if problem == "tracing_reversal":  # of how many facts the noised model says another object, depends on it
+            assert set(edits.loc[~made, "status"]) <= {STILL_SAYS_IT}
+        else:
+            assert made.all()
         for column in ("p_pre", "p_post", "p_baseline_pre", "p_baseline_post"):
             assert edits.loc[made, column].between(0, 1).all()
     assert len(scores) == len(PROBLEMS) * len(kept) * BLOCKS
     assert not scores.duplicated(["fact_id", "problem", "layer"]).any()
 
 
+@pytest.mark.rounding
 def test_scores_follow_from_the_edits(smoke: Smoke) -> None:
     scores = smoke.clone.read("scores").set_index(["problem", "fact_id", "layer"])
     for problem in PROBLEMS:
@@ -145,6 +153,7 @@ def least_squares(design: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[
     return float(((y - design @ solution) ** 2).sum()), int(rank)
 
 
+@pytest.mark.rounding
 def test_the_regressions_are_those_of_the_scores(smoke: Smoke) -> None:
     scores = smoke.clone.read("scores")
     table = pd.read_csv(smoke.clone.root / "reports" / "regressions.csv")
@@ -154,7 +163,11 @@ def test_the_regressions_are_those_of_the_scores(smoke: Smoke) -> None:
         rows = scores[scores["problem"] == row["problem"]].dropna(subset=[row["score"], row["trace_measure"]])
         y, trace = rows[row["score"]].to_numpy(), rows[row["trace_measure"]].to_numpy()
         assert (row["n_facts"], row["n_rows"]) == (rows["fact_id"].nunique(), len(rows))
-        assert row["n_facts"] >= 3
+        if row["problem"] != "tracing_reversal":
+            assert row["n_facts"] == smoke.clone.params.facts.count
+        elif row["n_facts"] < MIN_FACTS:  # nine models gave 3 to 7 of 12; one may give 2
+            assert row[REGRESSIONS[8:]].isna().all()
+            continue
         layer = (rows["layer"].to_numpy()[:, None] == np.arange(BLOCKS)).astype(float)
         # Within each layer, a slope times the trace from its mean there spans what layer x trace spans.
         within = layer * (trace - (layer @ (layer.T @ trace / layer.sum(0))))[:, None]
@@ -172,6 +185,7 @@ def test_the_regressions_are_those_of_the_scores(smoke: Smoke) -> None:
         assert 0 <= row["cluster_pvalue"] <= 1
 
 
+@pytest.mark.rounding
 def test_csv_and_metrics_say_what_the_scores_say(smoke: Smoke) -> None:
     reports = smoke.clone.root / "reports"
     mean = smoke.clone.read("scores").groupby(["problem", "layer"])["rewrite"].mean()
@@ -182,10 +196,23 @@ def test_csv_and_metrics_say_what_the_scores_say(smoke: Smoke) -> None:
     table = pd.read_csv(reports / "regressions.csv")
     for _, row in table[table["score"] == "rewrite"].iterrows():
         told = metrics[row["problem"]]["rewrite_r2"]
+        if row["n_facts"] < MIN_FACTS:
+            assert {told["layer"], told["trace"], told["both"], told["diff"]} == {None}
+            continue
         assert [told["layer"], told["trace"], told["both"], told["diff"]] == pytest.approx(
             row[["r2_layer", "r2_trace", "r2_both", "r2_diff"]].to_list(), rel=1e-8, abs=1e-12
         )
         assert metrics[row["problem"]]["rewrite"]["best"] == pytest.approx(mean[row["problem"]].max(), rel=1e-8)
+
+
+@pytest.mark.rounding
+def test_the_facts_can_be_edited(smoke: Smoke) -> None:
+    """Mean rewrite scores at the best block; where the model is sure already, an edit has little to add."""
+    best = smoke.clone.read("scores").groupby(["problem", "layer"])["rewrite"].mean().unstack().max(axis=1)
+    assert best["error_injection"] > 0.7  # 0.9 to 0.98
+    assert best["fact_erasure"] > 0.7  # 0.98 to 0.99
+    assert best["fact_amplification"] > 0.2  # 0.41 to 0.65
+    assert best["fact_forcing"] > 0.2  # 0.5 to 0.63
 
 
 def test_what_is_up_to_date_is_not_run_again(smoke: Smoke) -> None:
@@ -247,7 +274,6 @@ def test_an_experiment_its_metrics_and_its_plots(clone: Clone) -> None:
     told = json.loads(clone.command("dvc", "metrics", "show", "--json"))
     metrics = told[""]["data"]["reports/metrics.json"]["data"]
     assert list(metrics["rome"]) == ["error_injection"]
-    assert metrics["rome"]["error_injection"]["rewrite"]["best"] > 0.7  # the toy model's facts can be edited
     assert "rome.error_injection.rewrite.best" in clone.command("dvc", "metrics", "show")
     assert "file://" in clone.command("dvc", "plots", "show")
     page = (clone.root / "dvc_plots" / "index.html").read_text("utf-8")
@@ -271,6 +297,7 @@ for stage in (scores, regressions, report):
 """
 
 
+@pytest.mark.rounding
 def test_a_second_run_gives_the_same_bytes(clone: Clone) -> None:
     """From nothing, in one process and another order: no table, CSV, metric or statistic differs in a byte."""
     before = clone.results()
