@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.stages.clones import Clone, environment
 
@@ -58,6 +59,7 @@ def session(leader: int) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_stopped_at_twenty_random_moments_it_ends_with_the_same_bytes(clone: Clone) -> None:
     """SIGINT, SIGTERM and SIGKILL to all of `dvc repro`, as a terminal, a scheduler and a lack of memory send them.
 
@@ -99,6 +101,7 @@ def test_stopped_at_twenty_random_moments_it_ends_with_the_same_bytes(clone: Clo
     assert temporary_files(clone) == []
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_on_one_store_both_end_right(clone: Clone) -> None:
     step, words = "edit-rome-fact_erasure", ["-m", "stages.edit", "--method", "rome", "--problem", "fact_erasure"]
     before = clone.results()

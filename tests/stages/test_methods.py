@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from pipeline.settings.fields import PROBLEMS
 from tests.stages.clones import Clone, ran, to_do
@@ -56,6 +57,7 @@ def add_noop(clone: Clone) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_new_method_is_one_file_and_one_entry(clone: Clone) -> None:
     rome = {problem: clone.read(f"edits/rome-{problem}") for problem in PROBLEMS}
     add_noop(clone)

@@ -27,6 +27,7 @@ NAMES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_corrected_module_name_makes_the_trace_anew(clone: Clone) -> None:
     """`attn: ln_1` traces the norm before the attention; corrected, the attention."""
     clone.change("trace", modules=["attn"])
@@ -42,6 +43,7 @@ def test_a_corrected_module_name_makes_the_trace_anew(clone: Clone) -> None:
     assert not right["p_restored"].equals(wrong["p_restored"])
 
 
+@pytest.mark.slow
 def test_another_content_of_the_text_file_makes_the_second_moments_anew(clone: Clone) -> None:
     text = clone.root / "text.txt"
     prompts = [line.split("\t") for line in (TINY_FACTS / "facts.tsv").read_text().splitlines()[1:]]
@@ -59,6 +61,7 @@ def test_another_content_of_the_text_file_makes_the_second_moments_anew(clone: C
     assert moments.read_bytes() != before
 
 
+@pytest.mark.slow
 def test_another_content_of_a_model_s_folder_makes_all_anew(clone: Clone) -> None:
     source = next((clone.root / "data" / "models").glob("tiny-*"))
     folder = Path(shutil.copytree(source, clone.root / "mine"))
