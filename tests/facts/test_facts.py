@@ -257,7 +257,8 @@ def test_known_1000(tmp_path: Path) -> None:
     read = read_fact_file("known_1000", write_json(tmp_path, records), 0)
     ada, bo = read.facts
     assert (ada.prompt, ada.target_true, ada.target_false) == ("The tongue of {} is", "Danish", "Dutch")
-    assert (ada.paraphrases, set(ada.neighborhood)) == ((), {"Bo, whose Bo speaks", "The tongue of Cy is"})
+    # Cy speaks the false target as well
+    assert (ada.paraphrases, ada.neighborhood) == ((), ("Bo, whose Bo speaks",))
     assert bo.prompt == "Bo, whose {} speaks"  # the template says which of the two is meant
     reasons = {r.fact_id: r.reason for r in read.left_out}
     assert set(reasons) == {"known-2", "known-3", "known-4"}  # Cy speaks both, so neither is false of Cy
