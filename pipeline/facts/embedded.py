@@ -20,7 +20,7 @@ from pathlib import Path
 from pipeline.errors import UserError, quoted
 from pipeline.facts.fact import EMBEDDED, FactFile, check_text
 from pipeline.facts.neighbors import related
-from pipeline.facts.reading import draw_false, make_fact, read_text, record_left_out, shuffle
+from pipeline.facts.reading import false_targets, make_fact, read_text, record_left_out, shuffle
 
 MIN_NEIGHBORS, MAX_NEIGHBORS = 5, 10  # of a fact
 
@@ -86,20 +86,21 @@ def read_embedded(path: Path, seed: int) -> FactFile:
             reason = f"the table gives it several objects: {', '.join(targets)[:200]}"
             left_out.append(record_left_out(where, reason, **record))
             continue
-        false = draw_false(every[relation], true[relation, subject], seed, record["fact_id"])
-        if false is None:
-            left_out.append(record_left_out(where, "no other object in its relation that is false of it", **record))
-            continue
+        drawn = false_targets(every[relation], true[relation, subject], seed, record["fact_id"])
         circle, i = places[relation, subject]
         others = circle[i + 1 :] + circle[:i]
-        apart = (s for s in others if false not in true[relation, s] and not related(s, subject))
-        neighbors = list(islice(apart, MAX_NEIGHBORS))
-        if len(neighbors) < MIN_NEIGHBORS:
-            fit = " fit to be neighbors" if len(neighbors) < len(others) else ""
-            reason = (
-                f"{len(neighbors)} other subjects with the object {targets[0][:80]}{fit}, fewer than {MIN_NEIGHBORS}"
-            )
-            left_out.append(record_left_out(where, reason, **record))
+        most = 0
+        # The first false target that leaves enough neighbors of which it is false too.
+        for false in drawn:
+            apart = (s for s in others if false not in true[relation, s] and not related(s, subject))
+            neighbors = list(islice(apart, MAX_NEIGHBORS))
+            most = max(most, len(neighbors))
+            if most >= MIN_NEIGHBORS:
+                break
+        else:
+            fit = " fit to be neighbors" if most < len(others) else ""
+            reason = f"{most} other subjects with the object {targets[0][:80]}{fit}, fewer than {MIN_NEIGHBORS}"
+            left_out.append(record_left_out(where, reason if drawn else "no other object in its relation", **record))
             continue
         filled = tuple(p.replace("{}", subject) for p in paraphrases)
         neighborhood = tuple(prompt.replace("{}", s) for s in neighbors)

@@ -24,7 +24,7 @@ from pipeline.errors import UserError, quoted
 from pipeline.facts.embedded import MAX_NEIGHBORS, read_embedded
 from pipeline.facts.fact import EMBEDDED, Fact, FactFile, LeftOut, check_id, check_text
 from pipeline.facts.neighbors import Templates, related
-from pipeline.facts.reading import draw_false, make_fact, read_text, record_left_out, shuffle
+from pipeline.facts.reading import false_targets, make_fact, read_text, record_left_out, shuffle
 
 # CounterFact, in both layouts
 
@@ -99,17 +99,17 @@ def _read_known(path: Path, seed: int) -> FactFile:
     for where, fact_id, relation, subject, template, attribute in records:
         fields = {"fact_id": fact_id, "relation": relation, "subject": subject, "prompt": template}
         fields |= {"target_true": attribute, "source": "known_1000"}
-        false = draw_false(every[relation], own[relation, subject], seed, fact_id)
-        if false is None:
+        drawn = false_targets(every[relation], own[relation, subject], seed, fact_id)
+        if not drawn:
             left_out.append(
                 record_left_out(where, "no other attribute in its relation to serve as false target", **fields)
             )
             continue
         others = sharing[relation, attribute]
-        apart = (s for s in others if not related(s, subject) and false not in own[relation, s])
+        apart = (s for s in others if not related(s, subject) and drawn[0] not in own[relation, s])
         neighbors = shuffle(apart, seed, "neighbors", fact_id)
         prompts = tuple(others[s] for s in neighbors[:MAX_NEIGHBORS])
-        facts.append(make_fact(where, **fields, target_false=false, neighborhood=prompts))
+        facts.append(make_fact(where, **fields, target_false=drawn[0], neighborhood=prompts))
     return FactFile(facts, left_out)
 
 

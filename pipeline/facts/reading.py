@@ -20,15 +20,15 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} can't be read as a fact file: {error.strerror}") from None
 
 
-def draw_false(every: Iterable[str], true: Sequence[str], seed: int, fact_id: str) -> str | None:
-    """One of the relation's objects that is not true of the subject; None if there is none.
+def false_targets(every: Iterable[str], true: Sequence[str], seed: int, fact_id: str) -> list[str]:
+    """The relation's objects that are not true of the subject, in the order in which they are drawn.
 
-    Nor does it begin with a true one, or a true one with it: their probabilities would overlap. It is the
-    object whose hash with the fact is least, so that a new object in the table changes only what it wins.
+    None begins with a true one, nor a true one with it: their probabilities would overlap. The order is that of
+    hashes with the fact, so that a new object in the table changes only what it wins.
     """
     low = [t.casefold() for t in true]
     rest = [o for o in every if not any(o.casefold().startswith(t) or t.startswith(o.casefold()) for t in low)]
-    return min(rest, key=lambda o: derive(seed, "target_false", fact_id, o), default=None)
+    return sorted(rest, key=lambda o: derive(seed, "target_false", fact_id, o))
 
 
 def shuffle(texts: Iterable[str], seed: int, *names: str) -> list[str]:
