@@ -1,9 +1,10 @@
-"""Fact files into facts: the project's own table and the layouts published for model editing.
+"""Fact files into facts: the layouts published for model editing, and the project's own table (embedded.py).
 
 CounterFact (Meng et al. 2022), the same in the flat form that editing toolkits use, known_1000 (Meng et al.
 2022, for causal tracing) and zsRE (Levy et al. 2017) as the ROME authors give it out. What a file does not
 state, a false target or neighbors, is drawn by a hash of seed and names, so that adding a row to a file
-changes no more than it must.
+changes no more than it must. Neighborhood prompts about the edited subject, a part of it, or something that
+contains it are dropped (neighbors.py).
 
 A broken record stops the reading with a sentence that names it. A sound record that can't serve as an edit
 fact, because its relation has no second object or too few neighbors, is left out and listed with the reason.
@@ -13,127 +14,17 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from hashlib import sha256
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, quoted
-from pipeline.facts.fact import EMBEDDED, Fact, FactFile, LeftOut, check_characters, check_id, check_text
-from pipeline.seeds import derive
-
-MIN_NEIGHBORS, MAX_NEIGHBORS = 5, 10  # of a fact of the embedded table
-
-_RELATION_COLUMNS = ("relation", "name", "prompt", "paraphrase_1", "paraphrase_2", "paraphrase_3")
-_FACT_COLUMNS = ("relation", "subject", "target_true")
-
-
-# The embedded table: a folder with relations.tsv and facts.tsv
-
-
-def _read_embedded(path: Path, seed: int) -> FactFile:
-    if not path.is_dir():
-        raise UserError(f"{path} is not a folder; facts.source embedded wants one with relations.tsv and facts.tsv")
-    relations: dict[str, list[str]] = {}  # relation -> templates, the prompt's first
-    for where, row in _read_tsv(path / "relations.tsv", _RELATION_COLUMNS, optional="paraphrase_"):
-        relation, _name, *templates = row
-        templates = [*templates[:4], *(t for t in templates[4:] if t)]
-        if relation in relations:
-            raise UserError(f"{where}: relation {quoted(relation)} has a row already")
-        for template in templates:
-            if template.count("{}") != 1:
-                raise UserError(
-                    f"{where}: relation {quoted(relation)} has the template {quoted(template)}; it must hold {{}} once"
-                )
-        if len(set(templates)) < len(templates):
-            raise UserError(
-                f"{where}: relation {quoted(relation)} has a template twice; each must be worded differently"
-            )
-        relations[relation] = templates
-
-    rows: dict[tuple[str, str, str], str] = {}  # (relation, subject, object) -> where it stands
-    for where, (relation, subject, target) in _read_tsv(path / "facts.tsv", _FACT_COLUMNS):
-        if relation not in relations:
-            raise UserError(f"{where}: relation {quoted(relation)} is not in {path / 'relations.tsv'}")
-        if (relation, subject, target) in rows:
-            raise UserError(f"{where}: the fact {quoted(', '.join((relation, subject, target)))} stands above already")
-        rows[relation, subject, target] = where
-    objects: dict[tuple[str, str], list[str]] = defaultdict(list)
-    every: dict[str, dict[str, None]] = defaultdict(dict)  # relation -> its objects, in order
-    for relation, subject, target in rows:
-        objects[relation, subject].append(target)
-        every[relation][target] = None
-    # Subjects of one relation and object in an order drawn once: a fact's neighbors are those after it.
-    circles: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for (relation, subject), targets in objects.items():
-        if len(targets) == 1:
-            circles[relation, targets[0]].append(subject)
-    places: dict[tuple[str, str], tuple[list[str], int]] = {}  # (relation, subject) -> its circle, place in it
-    for (relation, target), subjects in circles.items():
-        circle = _shuffle(subjects, seed, "neighbors", relation, target)
-        places |= {(relation, subject): (circle, i) for i, subject in enumerate(circle)}
-
-    facts, left_out = [], []
-    for (relation, subject), targets in objects.items():
-        where = rows[relation, subject, targets[0]]
-        prompt, *paraphrases = relations[relation]
-        record = {"fact_id": f"{relation}-{_slug(subject)}", "relation": relation, "subject": subject}
-        record |= {"prompt": prompt, "target_true": targets[0], "source": EMBEDDED}
-        if len(targets) > 1:
-            left_out.append(
-                _left_out(where, f"the table gives it several objects: {', '.join(targets)[:200]}", **record)
-            )
-            continue
-        circle, i = places[relation, subject]
-        neighbors = (circle[i + 1 :] + circle[:i])[:MAX_NEIGHBORS]
-        false = _draw_false(every[relation], targets, seed, record["fact_id"])
-        if len(neighbors) < MIN_NEIGHBORS or false is None:
-            reason = f"{len(neighbors)} other subjects with the object {targets[0][:80]}, fewer than {MIN_NEIGHBORS}"
-            left_out.append(_left_out(where, reason if false else "no other object in its relation", **record))
-            continue
-        filled = tuple(p.replace("{}", subject) for p in paraphrases)
-        neighborhood = tuple(prompt.replace("{}", s) for s in neighbors)
-        more = {"target_false": false, "paraphrases": filled, "neighborhood": neighborhood}
-        facts.append(_fact(where, **record, **more))
-    by_id = {fact.fact_id: fact for fact in facts}
-    return FactFile([by_id[fact_id] for fact_id in _shuffle(by_id, seed, "fact order")], left_out)
-
-
-def _read_tsv(path: Path, columns: Sequence[str], optional: str = "") -> Iterable[tuple[str, list[str]]]:
-    """Yield (where, cells) of each row.
-
-    The header must be `columns`, then columns whose names begin with `optional`; their cells may be empty.
-    """
-    lines = [line.rstrip("\r") for line in _read_text(path).split("\n")]
-    header = lines[0].split("\t")
-    extra = header[len(columns) :]
-    if tuple(header[: len(columns)]) != tuple(columns) or not all(optional and c.startswith(optional) for c in extra):
-        raise UserError(f"{path}: the header line is {quoted(lines[0])}; {' '.join(columns)}, tab separated, is right")
-    for number, line in enumerate(lines[1:], start=2):
-        where = f"{path}, line {number}"
-        if not line:
-            if any(lines[number:]):
-                raise UserError(f"{where} is empty; only the file's end may be")
-            return
-        cells = [cell.strip(" ") for cell in line.split("\t")]
-        if len(cells) != len(header):
-            raise UserError(f"{where} has {len(cells)} cells, {quoted(line)}; {len(header)}, tab separated, are right")
-        for column, cell in zip(header, cells, strict=True):
-            if cell or column in columns:
-                check_text(cell, f"{where}: {column if column.isidentifier() else quoted(column)}")
-        yield where, cells
-
-
-def _slug(subject: str) -> str:
-    """The subject in the letters of a fact_id, with a hash where that loses something: ids stay apart."""
-    plain = unicodedata.normalize("NFKD", subject).encode("ascii", "ignore").decode()
-    slug = re.sub("[^A-Za-z0-9]+", "-", plain).strip("-")[:60]
-    if slug.replace("-", " ") == subject:
-        return slug
-    return f"{slug}-{sha256(subject.encode()).hexdigest()[:6]}".lstrip("-")
-
+from pipeline.facts.embedded import MAX_NEIGHBORS, read_embedded
+from pipeline.facts.fact import EMBEDDED, Fact, FactFile, LeftOut, check_id, check_text
+from pipeline.facts.neighbors import Templates, related
+from pipeline.facts.reading import false_targets, make_fact, read_text, record_left_out, shuffle
 
 # CounterFact, in both layouts
 
@@ -143,7 +34,7 @@ def _read_counterfact(path: Path, seed: int) -> FactFile:
     for where, record in _read_json(path, "case_id"):
         rewrite = _get(record, "requested_rewrite", dict, where)
         facts.append(
-            _fact(
+            make_fact(
                 where,
                 fact_id=f"counterfact-{_get(record, 'case_id', (int, str), where)}",
                 relation=_get(rewrite, "relation_id", str, f"{where}: requested_rewrite"),
@@ -156,7 +47,7 @@ def _read_counterfact(path: Path, seed: int) -> FactFile:
                 source="counterfact",
             )
         )
-    return FactFile(facts, [])
+    return FactFile(_apart(facts), [])
 
 
 def _target(rewrite: dict[str, Any], key: str, where: str) -> str:
@@ -171,7 +62,7 @@ def _read_counterfact_flat(path: Path, seed: int) -> FactFile:
         subject = _get(record, "subject", str, where)
         prompt = _template(_get(record, "prompt", str, where), subject, where)
         facts.append(
-            _fact(
+            make_fact(
                 where,
                 fact_id=f"counterfact-{_get(record, 'case_id', (int, str), where)}",
                 relation=prompt,
@@ -184,7 +75,7 @@ def _read_counterfact_flat(path: Path, seed: int) -> FactFile:
                 source="counterfact_flat",
             )
         )
-    return FactFile(facts, [])
+    return FactFile(_apart(facts), [])
 
 
 # known_1000
@@ -193,7 +84,8 @@ def _read_counterfact_flat(path: Path, seed: int) -> FactFile:
 def _read_known(path: Path, seed: int) -> FactFile:
     """The file states no false target: another attribute of the relation is drawn.
 
-    Neighbors are prompts of other subjects with the same relation and attribute; there are no paraphrases.
+    Neighbors are prompts of other subjects with the same relation and attribute, of which the false target is not
+    true; there are no paraphrases.
     """
     records = [(where, *_known_fields(where, record)) for where, record in _read_json(path, "known_id")]
     every: dict[str, dict[str, None]] = defaultdict(dict)
@@ -207,14 +99,17 @@ def _read_known(path: Path, seed: int) -> FactFile:
     for where, fact_id, relation, subject, template, attribute in records:
         fields = {"fact_id": fact_id, "relation": relation, "subject": subject, "prompt": template}
         fields |= {"target_true": attribute, "source": "known_1000"}
-        false = _draw_false(every[relation], own[relation, subject], seed, fact_id)
-        if false is None:
-            left_out.append(_left_out(where, "no other attribute in its relation to serve as false target", **fields))
+        drawn = false_targets(every[relation], own[relation, subject], seed, fact_id)
+        if not drawn:
+            left_out.append(
+                record_left_out(where, "no other attribute in its relation to serve as false target", **fields)
+            )
             continue
         others = sharing[relation, attribute]
-        neighbors = _shuffle((s for s in others if s != subject), seed, "neighbors", fact_id)
+        apart = (s for s in others if not related(s, subject) and drawn[0] not in own[relation, s])
+        neighbors = shuffle(apart, seed, "neighbors", fact_id)
         prompts = tuple(others[s] for s in neighbors[:MAX_NEIGHBORS])
-        facts.append(_fact(where, **fields, target_false=false, neighborhood=prompts))
+        facts.append(make_fact(where, **fields, target_false=drawn[0], neighborhood=prompts))
     return FactFile(facts, left_out)
 
 
@@ -259,17 +154,17 @@ def _read_zsre(path: Path, seed: int) -> FactFile:
         fields = {"fact_id": f"zsre-{number}", "relation": question, "subject": subject}
         fields |= {"prompt": _ask(question), "target_true": answers[0], "source": "zsre"}
         if not subject or subject not in question:
-            left_out.append(_left_out(where, "the subject is not in the question", **fields))
+            left_out.append(record_left_out(where, "the subject is not in the question", **fields))
             continue
         template = _template(_ask(question), subject, where)
         fields |= {"relation": _template(question, subject, where), "prompt": template}
         if not alt or alt in answers:
             reason = "alt is one of the true answers" if alt else "no alternative answer"
-            left_out.append(_left_out(where, reason, **fields))
+            left_out.append(record_left_out(where, reason, **fields))
             continue
         paraphrases, neighborhood = (_ask(rephrased),), (_ask(loc.removeprefix("nq question: ")),)
-        facts.append(_fact(where, **fields, target_false=alt, paraphrases=paraphrases, neighborhood=neighborhood))
-    return FactFile(facts, left_out)
+        facts.append(make_fact(where, **fields, target_false=alt, paraphrases=paraphrases, neighborhood=neighborhood))
+    return FactFile(_apart(facts), left_out)
 
 
 def _ask(question: str) -> str:
@@ -277,7 +172,7 @@ def _ask(question: str) -> str:
 
 
 READERS: dict[str, Callable[[Path, int], FactFile]] = {
-    EMBEDDED: _read_embedded,
+    EMBEDDED: read_embedded,
     "counterfact": _read_counterfact,
     "counterfact_flat": _read_counterfact_flat,
     "known_1000": _read_known,
@@ -288,41 +183,10 @@ READERS: dict[str, Callable[[Path, int], FactFile]] = {
 # Helpers of the readers
 
 
-def _draw_false(every: Iterable[str], true: Sequence[str], seed: int, fact_id: str) -> str | None:
-    """One of the relation's objects that is not true of the subject; None if there is none.
-
-    Nor does it begin with a true one, or a true one with it: their probabilities would overlap. It is the
-    object whose hash with the fact is least, so that a new object in the table changes only what it wins.
-    """
-    low = [t.casefold() for t in true]
-    rest = [o for o in every if not any(o.casefold().startswith(t) or t.startswith(o.casefold()) for t in low)]
-    return min(rest, key=lambda o: derive(seed, "target_false", fact_id, o), default=None)
-
-
-def _shuffle(texts: Iterable[str], seed: int, *names: str) -> list[str]:
-    """The texts in an order drawn by seed and names; a text more or less leaves the others in their order."""
-    return sorted(texts, key=lambda text: derive(seed, *names, text))
-
-
-def _left_out(where: str, reason: str, **fields: str) -> LeftOut:
-    """A LeftOut; UserError, naming the place, for text that no table can hold."""
-    try:
-        check_id(fields["fact_id"])
-        for key in ("relation", "subject", "prompt", "target_true"):
-            check_characters(fields[key], f"fact {fields['fact_id']!r}: {key}", prompt=key in ("relation", "prompt"))
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    return LeftOut(**fields, reason=reason)
-
-
-def _fact(where: str, **fields: Any) -> Fact:
-    """A Fact, spaces at the ends of its texts removed; an error names the place it comes from."""
-    for key, value in fields.items():
-        fields[key] = value.strip(" ") if isinstance(value, str) else tuple(text.strip(" ") for text in value)
-    try:
-        return Fact(**fields)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+def _apart(facts: list[Fact]) -> list[Fact]:
+    """The facts without the neighborhood prompts that are about the fact's subject or a part of it."""
+    templates = Templates(fact.prompt for fact in facts)
+    return [replace(fact, neighborhood=templates.unrelated(fact.neighborhood, fact.subject)) for fact in facts]
 
 
 def _template(prompt: str, subject: str, where: str) -> str:
@@ -337,19 +201,10 @@ def _template(prompt: str, subject: str, where: str) -> str:
     return f"{prompt[:start]}{{}}{prompt[start + len(subject) :]}"
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); fact files must be") from None
-    except OSError as error:
-        raise UserError(f"{path} can't be read as a fact file: {error.strerror}") from None
-
-
 def _read_json(path: Path, id_key: str) -> Iterable[tuple[str, dict[str, Any]]]:
     """Yield (where, record) of a JSON list of objects."""
     try:
-        records = json.loads(_read_text(path))
+        records = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); a list of records is right") from None
     if not isinstance(records, list):

@@ -257,7 +257,8 @@ def test_known_1000(tmp_path: Path) -> None:
     read = read_fact_file("known_1000", write_json(tmp_path, records), 0)
     ada, bo = read.facts
     assert (ada.prompt, ada.target_true, ada.target_false) == ("The tongue of {} is", "Danish", "Dutch")
-    assert (ada.paraphrases, set(ada.neighborhood)) == ((), {"Bo, whose Bo speaks", "The tongue of Cy is"})
+    # Cy speaks the false target as well
+    assert (ada.paraphrases, ada.neighborhood) == ((), ("Bo, whose Bo speaks",))
     assert bo.prompt == "Bo, whose {} speaks"  # the template says which of the two is meant
     reasons = {r.fact_id: r.reason for r in read.left_out}
     assert set(reasons) == {"known-2", "known-3", "known-4"}  # Cy speaks both, so neither is false of Cy
@@ -307,11 +308,12 @@ def test_carried_facts_have_paraphrases_and_neighbors(carried: list[Fact]) -> No
 
 
 def test_carried_false_targets_are_other_objects_of_the_relation(carried: list[Fact]) -> None:
-    objects, correct = defaultdict(set), defaultdict(set)
+    objects: dict[str, set[str]] = defaultdict(set)
+    correct: dict[tuple[str, str], set[str]] = defaultdict(set)
     for line in (CARRIED / "facts.tsv").read_text(encoding="utf-8").splitlines()[1:]:
-        relation, subject, target = line.split("\t")
+        relation, subject, target, also = line.split("\t")
         objects[relation].add(target)
-        correct[relation, subject].add(target)
+        correct[relation, subject] |= {target, *also.split("|")}
     for f in carried:
         assert f.target_false in objects[f.relation] - correct[f.relation, f.subject], f.fact_id
 
@@ -510,9 +512,9 @@ def test_choice_takes_turns_over_relations_and_objects() -> None:
 
 
 def test_choice_from_the_carried_table_is_spread(carried: list[Fact]) -> None:
-    chosen = choose(carried, [Known(0.5, True, True)] * len(carried), GREEDY, 15)
+    chosen = choose(carried, [Known(0.5, True, True)] * len(carried), GREEDY, 14)
     kept = [f for f, (k, _) in zip(carried, chosen, strict=True) if k]
-    assert len(kept) == len({f.relation for f in kept}) == 15
+    assert len(kept) == len({f.relation for f in kept}) == 14
 
 
 @settings(max_examples=60, deadline=None)
