@@ -74,12 +74,16 @@ def nasty_value(rng: random.Random) -> Any:
 
 
 def make_embedded(folder: Path, rng: random.Random) -> Path:
-    columns = ["relation", "name", "prompt", "paraphrase_1", "paraphrase_2", "paraphrase_3", "paraphrase_4"]
-    rows = [["lang", "tongue", "{} speaks", "In {} one hears", "To visit {}, learn", "Schools in {} teach", ""]]
-    rows.append(["P2", "place", "{} is in", "One finds {} in", "To see {} go to", "{} lies in", "A map shows {} in"])
-    facts = [[relation, f"{target[0]}{word} {i}", target] for relation, _, word, *_ in rows
-             for target in ("Norse", "Latin", "Old Greek") for i in range(7)]  # fmt: skip
-    for name, lines in (("relations", [columns, *rows]), ("facts", [["relation", "subject", "target_true"], *facts])):
+    columns = ["relation", "name", "prompt", "paraphrase_1", "paraphrase_2", "paraphrase_3", "paraphrase_4", "several"]
+    rows = [["lang", "tongue", "{} speaks", "In {} one hears", "To visit {}, learn", "Schools in {} teach", "", "yes"]]
+    rows.append(
+        ["P2", "place", "{} is in", "One finds {} in", "To see {} go to", "{} lies in", "A map shows {} in", "no"]
+    )
+    also = {"Norse": "Latin|Old Greek", "Latin": "Norse", "Old Greek": "-"}  # of the first subject of each object
+    facts = [[relation, f"{target[0]}{word} {i}", target, "" if relation == "P2" else "-" if i else also[target]]
+             for relation, _, word, *_ in rows for target in also for i in range(7)]  # fmt: skip
+    heads = ["relation", "subject", "target_true", "also_true"]
+    for name, lines in (("relations", [columns, *rows]), ("facts", [heads, *facts])):
         (folder / f"{name}.tsv").write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
     return folder
 
