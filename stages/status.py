@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from pipeline.compute import inputs, status
 from pipeline.compute.pending import PARAMS, steps
@@ -45,11 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         settings = load(PARAMS)
-        if not asked.prune:
-            run(settings, prune=False)
-        else:
-            with in_use(alone=True):
-                run(settings, prune=True)
+        with in_use(alone=True) if asked.prune else nullcontext():
+            run(settings, asked.prune)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -56,7 +56,7 @@ class Clone:
         """Set keys of a section of params.yaml."""
         path, yaml = self.root / "params.yaml", YAML()
         tree = yaml.load(path.read_text("utf-8"))
-        tree[section].update(keys)
+        tree.setdefault(section, {}).update(keys)
         with path.open("w", encoding="utf-8") as file:
             yaml.dump(tree, file)
 
