@@ -67,6 +67,9 @@ def test_the_preset_runs_from_end_to_end(smoke: Smoke) -> None:
     assert {f"edit-rome-{problem}" for problem in PROBLEMS} < set(manifest["stages"])
     metrics = json.loads((reports / "metrics.json").read_text("utf-8"))
     assert metrics["facts"]["used"] == count
+
+
+def test_the_preset_takes_little_time(smoke: Smoke) -> None:
     # Processor time, which other work on the machine stretches little; the training takes another 30 seconds.
     assert smoke.cpu < 120
 
