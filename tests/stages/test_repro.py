@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.settings.fields import PROBLEMS
-from tests.stages.clones import LATE, Clone, Smoke, environment, ran, to_do
+from tests.stages.clones import LATE, Clone, Smoke, ran, to_do
 
 BLOCKS = 6
 SCORES = ("rewrite", "paraphrase", "neighborhood", "overall")
@@ -293,7 +293,7 @@ def test_killed_midway_it_goes_on_where_it_was(clone: Clone) -> None:
     shutil.rmtree(clone.root / "data" / "store" / step)
     clone.change("compute", workers=2)
     with subprocess.Popen(
-        ["python", *words], cwd=clone.root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ["python", *words], cwd=clone.root, env=clone.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         deadline = time.monotonic() + 120
         while len(clone.units(step)) < 3:
