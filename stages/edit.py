@@ -20,7 +20,7 @@ def main(method: str, problem: str, params: Params) -> None:
     made = statistics.read_for(params, model, inputs.STATISTICS)
     job = EditJob(params, model, inputs.facts(), inputs.sd(params), METHODS[method], problem, *made, inputs.STATISTICS)
     fetched = partial(fetch.ensure, params.model.name, params.seed)
-    table = engine.run(job, inputs.store(), crew(params), fetched)
+    table = engine.run(job, inputs.store(params), crew(params), fetched)
     write(table, inputs.DATA / "edits" / f"{method}-{problem}.parquet")
     frame = table.select(["fact_id", "layer", "status"]).to_pandas().drop_duplicates()
     failed = frame["status"].str.startswith("failed")

@@ -17,7 +17,7 @@ def main(params: Params) -> None:
     file = inputs.candidates(params)
     job = KnownJob(params, inputs.model(params), tuple(file.facts))
     fetched = partial(fetch.ensure, params.model.name, params.seed)
-    known = job.read(engine.run(job, inputs.store(), crew(params), fetched))
+    known = job.read(engine.run(job, inputs.store(params), crew(params), fetched))
     chosen = choose(file.facts, known, KnownRule(**params.facts.known.model_dump()), params.facts.count)
     write(facts_to_frame(file.facts, known, chosen, file.left_out), inputs.DATA / "facts.parquet")
     # Over all facts of the file, not the chosen ones, so that the noise does not change with their number.

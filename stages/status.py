@@ -1,10 +1,7 @@
-"""What is done, what is left, for how long, in how much space; `--prune` removes what no current setting needs.
+"""What is done, what is left, for how long, in how much space (make status); with `--prune`, remove what no current
+setting needs (make prune).
 
-    python -m stages.status            make status
-    python -m stages.status --prune    make prune
-
-No model is loaded. Where it is not known yet what a step needs, nothing is pruned: it would be a guess. The time left
-is an estimate, see `pipeline.compute.status`.
+No model is loaded. Where it is not known what a step or another project needs, nothing is pruned: it would be a guess.
 """
 
 from __future__ import annotations
@@ -18,25 +15,28 @@ from pipeline.compute import inputs, status
 from pipeline.compute.pending import PARAMS, steps
 from pipeline.edit.methods import load
 from pipeline.errors import UserError
+from pipeline.lm.cache import models_folder
 from pipeline.settings.params import Params
 from pipeline.watch import in_use
 
 
 def run(settings: Params, prune: bool) -> None:
     """Print the status; or remove, and say how much."""
-    store = inputs.store()
+    store, shared = inputs.store(settings), settings.compute.store_is_shared
     found = status.survey(store.entries(), steps(settings, store))
     if not prune:
-        print(status.render(found))
+        print(status.render(found, shared=shared), f"units are in {store.root}, models in {models_folder()}", sep="\n")
         return
+    if shared:
+        where = f"compute.store is {store.root}: outside this project's folder"
+        raise UserError(f"nothing is removed, as {where}, where units of other projects would go too")
     if waiting := found.waiting:
         stage, _, why = waiting.waits.partition(": ")
         raise UserError(
             f"nothing is removed, as what {waiting.step} needs is not known before the stage {stage} has run ({why}); "
             "run `dvc repro` first"
         )
-    files, size = store.prune(found.needed)
-    print(f"removed {status.files(files, size)}")
+    print(f"removed {status.files(*store.prune(found.needed))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ def main(params: Params) -> None:
     """data/facts.parquet to data/trace.parquet."""
     job = TraceJob(params, inputs.model(params), inputs.facts(), inputs.sd(params))
     fetched = partial(fetch.ensure, params.model.name, params.seed)
-    write(engine.run(job, inputs.store(), crew(params), fetched), inputs.DATA / "trace.parquet")
+    write(engine.run(job, inputs.store(params), crew(params), fetched), inputs.DATA / "trace.parquet")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.facts.readers import read_facts
-from pipeline.lm import tiny
+from pipeline.compute import fetch
+from pipeline.lm.cache import VARIABLE, place
 from tests.stages.clones import ROOT, clone, smoke
 
 __all__ = ["ROOT", "clone", "smoke", "tiny_folder"]  # the fixtures are pytest's to find
@@ -30,7 +30,6 @@ def tiny_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     cache = request.config.cache
     models = cache.mkdir("models") if cache else tmp_path_factory.mktemp("models")
     capability = torch.backends.cpu.get_cpu_capability().replace(" ", "-")
-    folder = models / capability / f"tiny-{tiny.recipe(TINY_FACTS, TINY_SEED)}"
-    if not (folder / "config.json").is_file():
-        tiny.train(folder, read_facts("embedded", TINY_FACTS, TINY_SEED), TINY_SEED)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(models / capability))
+        return Path(place(fetch.ensure("trained:tiny", TINY_SEED, TINY_FACTS)))

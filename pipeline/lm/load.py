@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from pipeline.errors import UserError
+from pipeline.lm import hub
+from pipeline.lm.cache import place
 from pipeline.lm.folders import check_folder, fingerprint, folder_of
 from pipeline.lm.model import LanguageModel, wrap
 
@@ -47,7 +49,7 @@ def load(
 
     Parameters
     ----------
-    source : a local folder or a hub name.
+    source : a local folder, a hub name, or `cached:NAME` for a model that was made on this machine.
     name : what to call it in messages and results; `source` unless given.
     names : module paths, as in `families.Names`, of a family that is not known by name.
     The others are those of the `model` section of params.yaml, explained there.
@@ -64,11 +66,15 @@ def load(
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     name = name or source
-    local = is_local(source)
+    where = place(source)
+    local = is_local(where)
     if local:
-        source = str(Path(source).expanduser())
-    if local:
-        check_folder(Path(source), allow_pickle)
+        where = str(Path(where).expanduser())
+        check_folder(Path(where), allow_pickle)
+    elif copy := hub.copy_here(where, revision, allow_pickle):
+        where, local = str(copy), True
+    else:
+        hub.knock(where)
     if trust_remote_code:
         print(f"WARNING: model.trust_remote_code runs code that comes with {source}", flush=True)
     common: dict[str, Any] = {
@@ -76,9 +82,9 @@ def load(
         "trust_remote_code": trust_remote_code,
     }
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **common)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **common)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            source,
+            where,
             dtype=getattr(torch, dtype),
             use_safetensors=None if allow_pickle else True,
             device_map=device_map,
@@ -105,6 +111,9 @@ def load(
             f"the weights of model.name {name!r} do not fit its config.json: {wrong[0]} is missing or of "
             f"another shape ({len(wrong)} tensors in all); fetch the model again"
         )
+    # Greedy text is the model's own likeliest; a chat model's penalties and sampling settings would change it.
+    ends = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = transformers.GenerationConfig(**ends)
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {name!r} gives no character offsets; a fast tokenizer is needed")
     if device_map is None:
@@ -113,7 +122,7 @@ def load(
         model,
         tokenizer,
         name=name,
-        fingerprint=fingerprint(folder_of(source, local, revision)),
+        fingerprint=fingerprint(folder_of(where, local, revision)),
         source=source,
         add_bos=add_bos,
         names=names,

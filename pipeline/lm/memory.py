@@ -2,11 +2,13 @@
 too many.
 
 The estimate counts what one row keeps alive at once; work that runs out of memory all the same is halved and goes on.
+Where the system ends the process instead, nothing is left to catch: its successor works under `share_of`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import psutil
@@ -21,17 +23,30 @@ AUTO_SHARE = 0.5  # of what is free when the stage starts
 # Bytes, on a CPU: batches of about a thousand tokens. Larger ones leave the caches and run at half the speed.
 AUTO_LIMIT_CPU = {True: 1024**3, False: 96 * 1024**2}
 
+_share = 1.0
+
+
+@contextmanager
+def share_of(share: float) -> Iterator[None]:
+    """Within: budgets of this process are `share` of what they would be."""
+    global _share
+    before, _share = _share, share
+    try:
+        yield
+    finally:
+        _share = before
+
 
 def budget(memory: int | None, device: torch.device, *, gradient: bool) -> int:
     """Bytes that batches may take: `memory`, or for None a share of what is free on the device.
 
     gradient: whether activations are kept for a backward pass.
     """
-    if memory is not None:
-        return memory
-    if device.type == "cuda":
-        return int(AUTO_SHARE * torch.cuda.mem_get_info(device)[0])
-    return min(AUTO_LIMIT_CPU[gradient], int(AUTO_SHARE * psutil.virtual_memory().available))
+    if memory is None and device.type == "cuda":
+        memory = int(AUTO_SHARE * torch.cuda.mem_get_info(device)[0])
+    elif memory is None:
+        memory = min(AUTO_LIMIT_CPU[gradient], int(AUTO_SHARE * psutil.virtual_memory().available))
+    return max(1, int(_share * memory))
 
 
 def row_bytes(lm: LanguageModel, suffix: Suffix, reads: int, *, gradient: bool) -> int:

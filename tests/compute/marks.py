@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from pipeline.compute import engine
 from pipeline.compute.keys import key
@@ -22,6 +23,7 @@ from pipeline.compute.store import Store
 from pipeline.compute.work import Unit
 from pipeline.edit import methods
 from pipeline.errors import UserError
+from pipeline.lm.memory import budget
 from pipeline.settings.params import Params
 
 ROOT = Path(__file__).parents[2]
@@ -52,16 +54,25 @@ class Marks:
         return [Unit(key(unit=i), f"unit {i}", i) for i in range(self.count)]
 
     def worker(self) -> Any:
+        if self.what.get(-1) == "dies":  # while it loads
+            os.kill(os.getpid(), signal.SIGKILL)
+
         def compute(unit: Unit) -> pa.Table:
             with (self.folder / str(unit.item)).open("a") as file:
                 file.write(f"{os.getpid()}\n")
             what = self.what.get(unit.item, "")
             if what == "dies" or (what == "dies once" and len(self.by(unit.item)) == 1):
                 os.kill(os.getpid(), signal.SIGKILL)
+            if what == "crashes once" and len(self.by(unit.item)) == 1:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if what == "is wrong":
+                raise ZeroDivisionError(f"at {unit.label}")
             if what == "refuses":
                 raise UserError(f"{unit.label} is wrong and should be right")
             time.sleep(self.seconds)
-            return pa.table({"unit": [unit.item], "threads": [str(self.params.compute.threads)]})
+            share = budget(1000, torch.device("cpu"), gradient=False) / 1000
+            threads = str(self.params.compute.threads)
+            return pa.table({"unit": [unit.item], "threads": [threads], "share": [share]})
 
         return compute
 

@@ -111,15 +111,20 @@ def test_a_worker_that_is_killed_costs_its_unit_alone(marks: Any, capsys: pytest
     assert [len(by) for by in job.all()] == [1, 1, 2, 1, 1, 1]
     assert len({pid for by in job.all() for pid in by}) >= 2
     told = capsys.readouterr().err
-    assert "a worker of marks died at unit 2; a new one is started, and only that is tried again" in told
+    assert "a worker of marks died as where memory runs out (SIGKILL, exit 137; " in told
+    assert " at unit 2; it is tried once more, with half the memory for its batches\n" in told
+    assert table["share"].to_pylist()[2] == 0.5
     assert "marks: 6/6 units" in told
 
 
-def test_a_unit_that_kills_every_worker_is_named(marks: Any) -> None:
+def test_a_unit_that_kills_every_worker_is_left_out_and_named(marks: Any) -> None:
     job = marks({1: "dies"})
-    with pytest.raises(UserError, match=r"^3 workers of marks died one after the other at unit 1 .*lower compute\.mem"):
+    with pytest.raises(
+        UserError, match=r"^1 of the units of marks cost every worker .*: unit 1 .*lower compute\.memory"
+    ):
         run(job)
-    assert len(job.by(1)) == 3
+    assert [len(by) for by in job.all()] == [1, 2, 1, 1, 1, 1]
+    assert len(files(Path("store"))) == 5
 
 
 def test_threads_are_those_of_the_local_engine_and_their_number_that_of_the_workers(marks: Any) -> None:

@@ -18,12 +18,14 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.compute import inputs
 from pipeline.compute.keys import key
 from pipeline.compute.pending import steps
 from pipeline.compute.status import Line, Survey, rate, render, size, survey
 from pipeline.compute.store import Entry, Store
 from pipeline.compute.work import Unit
 from pipeline.edit.methods import load
+from pipeline.lm import cache
 from pipeline.settings.fields import PROBLEMS
 from pipeline.watch import in_use
 from stages import status
@@ -55,7 +57,7 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def units(step: str) -> list[Unit]:
-    return list(dict(steps(load(), Store("data/store")))[step])  # type: ignore[arg-type]
+    return list(dict(steps(load(), inputs.store(load())))[step])  # type: ignore[arg-type]
 
 
 def fill(*asked: str) -> None:
@@ -113,7 +115,8 @@ def test_done_left_and_size_are_counted(project: Path, capsys: pytest.CaptureFix
         [EDITS[4], "11/12", "1"],
         ["total", "58/76", "18"],
     ]
-    assert lines[-1] == "needed by no current setting: 0 files, 0 B"
+    assert lines[-2] == "needed by no current setting: 0 files, 0 B"
+    assert lines[-1] == f"units are in data/store, models in {cache.models_folder()}"
 
 
 def test_a_file_that_cannot_be_read_is_not_done_and_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,6 +152,34 @@ def test_prune_keeps_exactly_what_the_settings_need(project: Path, capsys: pytes
     assert left() == dict.fromkeys(EDITS, FACTS)  # they are gone, and to be done again
     change(edit={"problems": ["fact_forcing"]})
     assert left() == {EDITS[4]: FACTS}
+
+
+def test_a_store_that_projects_share_is_followed_and_never_pruned(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys, shared = [unit.key for unit in units("trace")], tmp_path / "shared"
+    shutil.move("data/store", shared)
+    change(compute={"store": str(shared)})
+    assert [unit.key for unit in units("trace")] == keys  # where the store lies is in no key
+    change(rome={"steps": 21})
+    assert status.main([]) == 0
+    out = capsys.readouterr().out
+    assert f"not needed by this project: {5 * FACTS} files, " in out
+    assert out.endswith(f"units are in {shared}, models in {cache.models_folder()}\n")
+    before = sorted(shared.rglob("*"))
+    for path in (str(shared), "linked"):
+        Path("linked").unlink(missing_ok=True)
+        Path("linked").symlink_to(shared)
+        change(compute={"store": path})
+        assert status.main(["--prune"]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: nothing is removed, as compute.store is {path}: outside this project's folder")
+        assert "units of other projects would go" in told
+        assert sorted(shared.rglob("*")) == before
+    shutil.move(shared, "mine")
+    change(compute={"store": str(Path("mine").absolute())})
+    assert status.main(["--prune"]) == 0
+    assert capsys.readouterr().out.startswith(f"removed {5 * FACTS} files, ")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from pipeline.compute import fetch
 from pipeline.errors import UserError
 from pipeline.facts.fact import EMBEDDED, Fact
 from pipeline.facts.readers import read_facts
-from pipeline.lm import tiny
+from pipeline.lm import cache, tiny
 from pipeline.seeds import derive
 from tests.conftest import ROOT, TINY_FACTS
 
@@ -300,6 +300,7 @@ def test_recipe_changes_with_seed_and_table(tmp_path: Path) -> None:
     assert tiny.recipe(tmp_path / "facts", 0) != same
 
 
-def test_missing_table_is_told(tmp_path: Path) -> None:
+def test_missing_table_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "models"))
     with pytest.raises(UserError, match=r"relations\.tsv"):
         fetch.ensure("trained:tiny", 0, tmp_path)

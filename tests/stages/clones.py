@@ -22,6 +22,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.edit.methods import load
+from pipeline.lm import cache
 from pipeline.settings.fields import PROBLEMS
 from pipeline.settings.params import Params
 from pipeline.tables import read
@@ -32,14 +33,19 @@ LATE = "fact_forcing"  # the problem that is added to the list after the first r
 
 @dataclass(frozen=True)
 class Clone:
-    """A copy of the project with a Git and a DVC of its own."""
+    """A copy of the project with a Git and a DVC of its own. models: the folder of models that it is told to use."""
 
     root: Path
+    models: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return environment() | {cache.VARIABLE: str(self.models)}
 
     def command(self, *words: str, fails: bool = False) -> str:
         """Run a command as a user would; what it prints, standard error included."""
         done = subprocess.run(
-            words, cwd=self.root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            words, cwd=self.root, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             timeout=400, check=False,
         )  # fmt: skip
         assert (done.returncode != 0) == fails, done.stdout
@@ -113,7 +119,8 @@ def cpu_seconds() -> float:
 
 @pytest.fixture(scope="session")
 def smoke(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smoke]:
-    clone = Clone(tmp_path_factory.mktemp("repro") / "clone")
+    # Trained already: half a minute that need not be spent twice. pipeline/lm/tiny.py has tests of its own.
+    clone = Clone(tmp_path_factory.mktemp("repro") / "clone", tiny_folder.parent)
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -123,8 +130,6 @@ def smoke(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             shutil.copy2(ROOT / name, clone.root / name)
     preset = clone.root / "presets" / "smoke.yaml"
     shutil.copy(preset, clone.root / "params.yaml")
-    # Trained already: half a minute that need not be spent twice. pipeline/lm/tiny.py has tests of its own.
-    shutil.copytree(tiny_folder, clone.root / "data" / "models" / tiny_folder.name)
     clone.command("git", "init", "--quiet")
     clone.command("git", "add", "--all")
     clone.command("git", "commit", "--quiet", "--message", "as it is")
@@ -141,6 +146,7 @@ def smoke(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture
 def clone(smoke: Smoke, tmp_path: Path) -> Iterator[Clone]:
     """A copy of the run clone, which a test may change."""
-    copy = Clone(Path(shutil.copytree(smoke.clone.root, tmp_path / "clone", symlinks=True)))
+    root = Path(shutil.copytree(smoke.clone.root, tmp_path / "clone", symlinks=True))
+    copy = Clone(root, smoke.clone.models)
     yield copy
     shutil.rmtree(copy.root, ignore_errors=True)

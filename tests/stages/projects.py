@@ -26,7 +26,7 @@ from pipeline.tables import to_arrow, write, write_json
 from tests.conftest import ROOT
 
 MODEL = {
-    "name": "trained:tiny", "source": "data/models/tiny",
+    "name": "trained:tiny", "source": "cached:tiny",
     "fingerprint": "f" * 32, "layers": 6, "key_size": 4, "dtype": "float32", "add_bos": False,
     "fast_path": True,
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """dvc.yaml against code and settings: nothing that a stage rests on is forgotten, nothing named is gone."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ def expanded(entries: list[str]) -> list[str]:
 def test_a_stage_depends_on_all_code_that_it_imports_and_on_no_other(stage: str) -> None:
     deps = [dep for dep in STAGES[stage]["deps"] if dep.startswith(("pipeline/", "stages/"))]
     files = {path.relative_to(ROOT) for path in closure(f"stages.{stage}").values() if path.stat().st_size > 200}
+    files -= {Path("stages/__init__.py")}  # it refuses a Python without the packages, and decides no number
     assert sorted(str(file) for file in files if not any(file.is_relative_to(dep) for dep in deps)) == []
     # Of the ground, all stages name all files.
     wings = [dep for dep in deps if "." not in dep]

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.stages.clones import Clone, environment
+from tests.stages.clones import Clone
 
 STOPS = 20
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
@@ -31,7 +31,7 @@ def temporary_files(clone: Clone) -> list[Path]:
     folders = [clone.root / "data", clone.root / "reports"]
     return [
         path for folder in folders for path in folder.rglob("*")
-        if path.name.startswith(".") and path.name not in (".gitignore", ".in-use") and "models" not in path.parts
+        if path.name.startswith(".") and path.name not in (".gitignore", ".in-use")
     ]  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_stopped_at_twenty_random_moments_it_ends_with_the_same_bytes(clone: Clo
     chance, seen, stops = random.Random(2026), dict[str, int](), 0
     while stops < STOPS:
         with subprocess.Popen(
-            ["dvc", "repro"], cwd=clone.root, env=environment(), start_new_session=True,
+            ["dvc", "repro"], cwd=clone.root, env=clone.environment, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         ) as process:  # fmt: skip
             try:
@@ -109,7 +109,7 @@ def test_two_runs_at_once_on_one_store_both_end_right(clone: Clone) -> None:
     shutil.rmtree(clone.root / "data" / "store" / step)
     running = [
         subprocess.Popen(
-            ["python", *words], cwd=clone.root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            ["python", *words], cwd=clone.root, env=clone.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True,
         )
         for _ in range(2)

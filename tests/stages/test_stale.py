@@ -62,9 +62,8 @@ def test_another_content_of_the_text_file_makes_the_second_moments_anew(clone: C
 
 
 @pytest.mark.slow
-def test_another_content_of_a_model_s_folder_makes_all_anew(clone: Clone) -> None:
-    source = next((clone.root / "data" / "models").glob("tiny-*"))
-    folder = Path(shutil.copytree(source, clone.root / "mine"))
+def test_another_content_of_a_model_s_folder_makes_all_anew(clone: Clone, tiny_folder: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, clone.root / "mine"))
     clone.change("model", name="mine")
     clone.change("edit", problems=["fact_erasure"])
     clone.repro("trace")
