@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.compute.keys import common, key
+from pipeline.compute.keys import common, key, path
 from pipeline.compute.machine import set_up
 from pipeline.compute.work import Unit
 from pipeline.facts import known
@@ -43,7 +43,7 @@ class KnownJob:
         return units
 
     def worker(self) -> Callable[[Unit], pa.Table]:
-        lm = set_up(self.params, self.model["source"])
+        lm = set_up(self.params, self.model["source"], fast=path(self.params, self.model) == "fast")
 
         def compute(unit: Unit) -> pa.Table:
             group, within = unit.item

@@ -53,6 +53,7 @@ def present(folder: Path, wanted: str) -> bool:
 def compute(lm: LanguageModel, params: Params, folder: Path, made_of: str) -> None:
     """Sample or read the text, take all second moments in one pass, sample the prefixes; write the folder."""
     settings, layers = params.statistics, params.edit.layer_list(lm.n_layers)
+    size = max(lm.arch.key_size(layer) for layer in layers)
     prefixes = contexts.context_prefixes(
         lm, settings.prefix_lengths, settings.prefixes_per_length, settings.temperature, params.seed
     )
@@ -67,7 +68,6 @@ def compute(lm: LanguageModel, params: Params, folder: Path, made_of: str) -> No
             progress.advance,
         )
     tokens = sum(batch.numel() for batch in batches)
-    size = max(lm.arch.key_size(layer) for layer in layers)
     if tokens < 2 * size:
         say(f"warning: {tokens} tokens are few for second moments of size {size}; raise statistics.tokens")
     with track(tokens, "second moments", "tokens") as progress:

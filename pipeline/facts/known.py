@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from pipeline.facts.fact import Fact, Known
-from pipeline.lm.forward import record
+from pipeline.lm import forward, plain
 from pipeline.lm.model import LanguageModel
-from pipeline.lm.prompts import Prompt, pack, tokenize
+from pipeline.lm.prompts import Prompt, tokenize
 
 PACK = 24  # facts packed into one sequence: enough for large matrix products, little enough for attention's square
 
@@ -45,11 +45,8 @@ def measure(
     for low in range(0, len(facts), PACK):
         group = facts[low : low + PACK]
         prompts = [fact_prompt(lm, fact) for fact in group]
-        packed = pack([prompt.ids[:-1] for prompt in prompts])
-        hidden = record(lm, packed, mlp=False).h[-1][0]
-        reads = [packed.where[p][j] for p, prompt in enumerate(prompts) for j in prompt.reads]
         targets = torch.tensor([t for prompt in prompts for t in prompt.target_ids], device=lm.device)
-        logits = lm.arch.logits(hidden[reads])
+        logits = (forward if lm.fast else plain).read_logits(lm, prompts)
         logs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
         right = (logits.argmax(-1) == targets).tolist()
         log_p = logs.gather(1, targets[:, None])[:, 0].double().tolist()
