@@ -35,8 +35,9 @@ class KnownJob:
         depends = common(self.params, self.model, __name__)
         within = settings.within_tokens if settings.rule == "within" else None
         units = []
-        for low in range(0, len(self.facts), known.PACK):
-            group = self.facts[low : low + known.PACK]
+        size = known.PACK if within is None else known.TEXTS
+        for low in range(0, len(self.facts), size):
+            group = self.facts[low : low + size]
             texts = [[fact.prompt, fact.subject, fact.target_true] for fact in group]
             unit_key = key(**depends, step=self.step, facts=texts, within=within)
             units.append(Unit(unit_key, f"facts {low} to {low + len(group) - 1}", (group, within)))
