@@ -23,6 +23,7 @@ from pipeline.edit import methods
 from pipeline.edit.protocol import Resources
 from pipeline.errors import UserError
 from pipeline.facts.fact import Fact
+from pipeline.lm.forward import proven
 from pipeline.lm.load import pick_device
 from pipeline.lm.model import LanguageModel, wrap
 from pipeline.progress import say
@@ -57,7 +58,7 @@ def random_gptj(shape: str, device: torch.device, tokenizer: Any, dtype: torch.d
             model = transformers.AutoModelForCausalLM.from_config(config)
     finally:
         torch.set_default_dtype(torch.float32)
-    return wrap(model, tokenizer, name=f"random {shape}")
+    return proven(wrap(model, tokenizer, name=f"random {shape}"))
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, size: int) -> float:
@@ -112,7 +113,7 @@ def main() -> int:
     }
     settings = settings.model_copy(update=updated)
     start = time.perf_counter()
-    embedded = opened(settings, alone=True)
+    embedded = proven(opened(settings, alone=True))
     dtype = torch.float32
     peak = matrix_peak(device, dtype, 8192 if device.type == "cuda" else 1024)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -11,6 +11,7 @@ import copy
 import json
 import platform
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.compute.fetch import opened
 from pipeline.edit import methods
 from pipeline.edit.protocol import Resources
 from pipeline.facts.readers import read_fact_file
+from pipeline.lm.forward import proven
 from pipeline.lm.model import LanguageModel, wrap
 from pipeline.progress import say
 from pipeline.tables import write_json
@@ -43,7 +45,7 @@ def shallow(lm: LanguageModel, depth: int) -> LanguageModel:
     model.config = copy.deepcopy(lm.model.config)
     model.model.config = model.config
     model.config.num_hidden_layers = depth
-    return wrap(model, lm.tokenizer)
+    return replace(wrap(model, lm.tokenizer), fast=lm.fast)
 
 
 def exponent(sizes: tuple[int, ...], seconds: list[float]) -> float:
@@ -56,7 +58,7 @@ def main() -> int:
     compute = settings.compute.model_copy(update={"threads": 1, "workers": 1})
     settings = settings.model_copy(update={"compute": compute})
     with Peak() as peak:
-        lm = opened(settings)
+        lm = proven(opened(settings))
         facts, sd = compare.known_facts(lm, settings, TRACED)
         fact = facts[0]
         say(f"edited: {fact.text} | {fact.target_true}")
@@ -73,7 +75,7 @@ def main() -> int:
         edit_row, score_row, odd = compare.compare_edits(lm, settings, work, resources, layers, PLAIN_EDITS)
         say("editing and scoring done")
 
-        doubled = wrap(copy.deepcopy(lm.model).double(), lm.tokenizer)
+        doubled = proven(wrap(copy.deepcopy(lm.model).double(), lm.tokenizer))
         few = [2, 14, 26, 28]
         precise = compare.cases(doubled, settings, fact, sd, settings.edit.problems[:1])
         edit64, score64, _ = compare.compare_edits(doubled, settings, precise, resources, few, 2, bounds=(1e-8, 1e-8))

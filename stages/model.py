@@ -2,7 +2,7 @@
 
 from pipeline.compute.fetch import opened
 from pipeline.compute.inputs import DATA
-from pipeline.lm.forward import resumes
+from pipeline.lm.forward import proven
 from pipeline.progress import say
 from pipeline.settings.params import Params, check_against_model
 from pipeline.tables import write_json
@@ -11,12 +11,11 @@ from stages._run import run_stage
 
 def main(params: Params) -> None:
     """params.model to data/model.json."""
-    lm = opened(params)
+    lm = proven(opened(params))
     check_against_model(params, lm.n_layers)
-    fast = resumes(lm)
-    if not fast:
+    if not lm.fast:
         say(f"the resumed forward does not equal {lm.name}'s own; all work takes the plain path, which is slow")
-    write_json(lm.describe() | {"device": str(lm.device), "fast_path": fast}, DATA / "model.json")
+    write_json(lm.describe() | {"device": str(lm.device), "fast_path": lm.fast}, DATA / "model.json")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,31 @@
 """Stage `statistics`: second moments of the edited blocks, and the context prefixes."""
 
-from pipeline.compute import inputs, statistics
-from pipeline.compute.fetch import opened
+import shutil
+from functools import partial
+
+from pipeline.compute import engine, fetch, inputs, statistics
+from pipeline.compute.machine import crew
+from pipeline.compute.store import Store
+from pipeline.compute.text_job import TextJob
 from pipeline.settings.params import Params
 from stages._run import run_stage
+
+TEXT = inputs.DATA / ".text"  # of a run that is under way: an interrupted one goes on from it
 
 
 def main(params: Params) -> None:
     """data/statistics: moments.safetensors, contexts.json, manifest.json."""
-    key = statistics.key_of(params, inputs.model(params))
-    if not statistics.present(inputs.STATISTICS, key):
-        statistics.compute(opened(params, alone=True), params, inputs.STATISTICS, key)
+    model = inputs.model(params)
+    key = statistics.key_of(params, model)
+    if statistics.present(inputs.STATISTICS, key):
+        return
+    batches = None
+    if params.statistics.text == "model":
+        job = TextJob(params, model)
+        fetched = partial(fetch.ensure, params.model.name, params.seed)
+        batches = job.read(engine.run(job, Store(TEXT), crew(params), fetched))
+    statistics.compute(fetch.opened(params, alone=True), params, inputs.STATISTICS, key, batches)
+    shutil.rmtree(TEXT, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,9 @@ class EditJob:
         return [Unit(key(**depends, step=self.step, fact=asdict(fact)), fact.fact_id, fact) for fact in self.facts]
 
     def worker(self) -> Callable[[Unit], pa.Table]:
-        worker = _EditWorker(self, set_up(self.params, self.model["source"]))
+        worker = _EditWorker(
+            self, set_up(self.params, self.model["source"], fast=path(self.params, self.model) == "fast")
+        )
         return lambda unit: to_arrow(worker.frame(unit.item))
 
 

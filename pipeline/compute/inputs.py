@@ -30,9 +30,11 @@ def model(params: Params) -> dict[str, Any]:
     """data/model.json, with the settings checked against the model's depth."""
     path = DATA / "model.json"
     described = read_record(path, name=str, source=str, fingerprint=str, layers=int, key_size=int, fast_path=bool)
-    for key in ("layers", "key_size"):
-        if described[key] < 1:
-            raise UserError(f"{path}: {key} is {described[key]} but must be at least 1; delete it and run dvc repro")
+    for key, least in (("layers", 1), ("key_size", 0)):  # experts have no one size of keys: 0
+        if described[key] < least:
+            raise UserError(
+                f"{path}: {key} is {described[key]} but must be at least {least}; delete it and run dvc repro"
+            )
     check_against_model(params, described["layers"])
     return described
 

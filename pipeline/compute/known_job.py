@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.compute.keys import common, key
+from pipeline.compute.keys import common, key, path
 from pipeline.compute.machine import set_up
 from pipeline.compute.work import Unit
 from pipeline.facts import known
@@ -35,15 +35,16 @@ class KnownJob:
         depends = common(self.params, self.model, __name__)
         within = settings.within_tokens if settings.rule == "within" else None
         units = []
-        for low in range(0, len(self.facts), known.PACK):
-            group = self.facts[low : low + known.PACK]
+        size = known.PACK if within is None else known.TEXTS
+        for low in range(0, len(self.facts), size):
+            group = self.facts[low : low + size]
             texts = [[fact.prompt, fact.subject, fact.target_true] for fact in group]
             unit_key = key(**depends, step=self.step, facts=texts, within=within)
             units.append(Unit(unit_key, f"facts {low} to {low + len(group) - 1}", (group, within)))
         return units
 
     def worker(self) -> Callable[[Unit], pa.Table]:
-        lm = set_up(self.params, self.model["source"])
+        lm = set_up(self.params, self.model["source"], fast=path(self.params, self.model) == "fast")
 
         def compute(unit: Unit) -> pa.Table:
             group, within = unit.item

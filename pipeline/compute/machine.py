@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -40,10 +41,11 @@ def crew(params: Params) -> tuple[int, int]:
     return workers, threads
 
 
-def set_up(params: Params, source: str, *, alone: bool = False) -> LanguageModel:
+def set_up(params: Params, source: str, *, fast: bool = False, alone: bool = False) -> LanguageModel:
     """The model at `source`, a folder or hub name, and torch as params' `compute` wants it.
 
-    alone: this process is the stage's only one, and takes the threads of all workers.
+    fast: whether its resumed forward is to be used (`keys.path`). alone: this process is the stage's only one, and
+    takes the threads of all workers.
     """
     workers, threads = crew(params)
     torch.set_num_threads(max(threads, min(threads * workers, cores())) if alone else threads)
@@ -53,4 +55,4 @@ def set_up(params: Params, source: str, *, alone: bool = False) -> LanguageModel
     if params.compute.compile:
         for block in lm.arch.blocks:
             block.compile(dynamic=True)
-    return lm
+    return replace(lm, fast=fast)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from pipeline.compute import text_job
 from pipeline.compute.keys import common, key
 from pipeline.disk import digest
 from pipeline.edit import contexts, text
@@ -32,7 +34,7 @@ def key_of(params: Params, model: dict[str, Any]) -> str:
     """Hash of all that the folder's content depends on."""
     file = params.statistics.text_file
     return key(
-        **common(params, model, __name__),
+        **common(params, model, __name__, text_job.__name__),
         step="statistics",
         seed=params.seed,
         settings=params.statistics.model_dump(exclude={"ridge"}),
@@ -50,24 +52,30 @@ def present(folder: Path, wanted: str) -> bool:
         return False
 
 
-def compute(lm: LanguageModel, params: Params, folder: Path, made_of: str) -> None:
-    """Sample or read the text, take all second moments in one pass, sample the prefixes; write the folder."""
+def compute(
+    lm: LanguageModel, params: Params, folder: Path, made_of: str, batches: Sequence[Tensor] | None = None
+) -> None:
+    """Take all second moments in one pass over the text, sample the prefixes; write the folder.
+
+    batches: the text's token ids, each (B, T); where they are None, it is sampled or read here.
+    """
     settings, layers = params.statistics, params.edit.layer_list(lm.n_layers)
+    size = max(lm.arch.key_size(layer) for layer in layers)
     prefixes = contexts.context_prefixes(
         lm, settings.prefix_lengths, settings.prefixes_per_length, settings.temperature, params.seed
     )
-    with track(settings.tokens, "text", "tokens") as progress:
-        batches = text.text_batches(
-            lm,
-            settings.text,
-            settings.tokens,
-            settings.sequence_length,
-            settings.temperature,
-            params.seed,
-            progress.advance,
-        )
+    if batches is None:
+        with track(settings.tokens, "text", "tokens") as progress:
+            batches = text.text_batches(
+                lm,
+                settings.text,
+                settings.tokens,
+                settings.sequence_length,
+                settings.temperature,
+                params.seed,
+                progress.advance,
+            )
     tokens = sum(batch.numel() for batch in batches)
-    size = max(lm.arch.key_size(layer) for layer in layers)
     if tokens < 2 * size:
         say(f"warning: {tokens} tokens are few for second moments of size {size}; raise statistics.tokens")
     with track(tokens, "second moments", "tokens") as progress:

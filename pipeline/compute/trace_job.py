@@ -51,7 +51,10 @@ class TraceJob:
         ]  # fmt: skip
 
     def worker(self) -> Callable[[Unit], pa.Table]:
-        lm, params = set_up(self.params, self.model["source"]), self.params
+        lm, params = (
+            set_up(self.params, self.model["source"], fast=path(self.params, self.model) == "fast"),
+            self.params,
+        )
         memory = budget(params.compute.memory_bytes, lm.device, gradient=False)
         last: dict[str, FactTrace] = {}  # the two runs of a fact serve all its modules and windows
 

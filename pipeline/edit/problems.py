@@ -14,10 +14,10 @@ import torch
 
 from pipeline.edit.protocol import EditRequest
 from pipeline.facts.fact import Fact
-from pipeline.lm.forward import record
+from pipeline.lm import forward, plain
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import NoiseTable
-from pipeline.lm.prompts import Prompt, pack, tokenize
+from pipeline.lm.prompts import Prompt, tokenize
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ def noised_answer(lm: LanguageModel, prompt: Prompt, noise: NoiseTable, samples:
                 for row in rows
             ]
         )
-        recording = record(lm, pack([ids], [list(range(len(ids)))]), noise=table, mlp=False)
-        with torch.no_grad():
-            mean = lm.arch.logits(recording.h[-1][:, -1]).float().softmax(-1).mean(0)
+        mean = (forward if lm.fast else plain).last_logits(lm, ids, table).float().softmax(-1).mean(0)
         for token in mean.topk(50).indices.tolist():
             piece = lm.tokenizer.decode([*ids, token])[len(shown) :]
             if answer and (not piece.startswith(answer) or not piece[len(answer) :].isalnum()):

@@ -50,9 +50,7 @@ class MappedSite(Site):
     output: Callable[[Tensor], Tensor]
 
 
-def _site(lm: LanguageModel, layer: int, keys: Tensor, v0: Tensor) -> MappedSite:
-    module = lm.arch.down_projs[layer]
-
+def _site(lm: LanguageModel, module: torch.nn.Module, keys: Tensor, v0: Tensor) -> MappedSite:
     def output(key: Tensor) -> Tensor:
         with torch.no_grad():
             return module(key.to(lm.dtype)[None])[0].double().to(key.device)
@@ -93,18 +91,15 @@ class Prepared:
         self.reads = torch.tensor([*reads, place[where[-1][-1]]], device=device)
 
     def site(self, layer: int) -> MappedSite:
-        recording = self.recording
+        recording, module = self.recording, self.lm.arch.down_projs[layer]
         keys = recording.mlp_in[layer][0, self.site_index[:-1]]
-        return _site(self.lm, layer, keys, recording.mlp_out[layer][0, self.site_index[0]])
+        return _site(self.lm, module, keys, recording.mlp_out[layer][0, self.site_index[0]])
 
     def _add(self, h: Tensor, layer: int, delta: Tensor) -> Tensor:
         """Outputs h (1, S, d) of block `layer` with `delta` added to its MLP's output, as recorded, at the sites."""
         arch = self.lm.arch
-        if arch.mlp_norms[layer] is None:
-            change = delta.to(h.dtype).expand(len(self.sites), -1)
-        else:
-            output = self.recording.mlp_out[layer][0, self.suffix.origin[self.sites]]
-            change = arch.mlp_to_residual(layer, output + delta.to(h.dtype)) - arch.mlp_to_residual(layer, output)
+        output = self.recording.mlp_out[layer][0, self.suffix.origin[self.sites]]
+        change = arch.mlp_change(layer, output, delta.to(h.dtype).expand(len(self.sites), -1))
         return h.index_add(1, self.sites, change[None])
 
     def _output(self, layer: int) -> Tensor:
@@ -196,13 +191,14 @@ def plain_delta(
         change = delta.to(output).expand(len(sites), -1)
         return output.index_put((each, sites), change, accumulate=True).reshape(shape)
 
-    handle = lm.arch.down_projs[layer].register_forward_hook(hook)
+    module = lm.arch.down_projs[layer]
+    handle = module.register_forward_hook(hook)
     reads = torch.tensor([(p, j) for p, prompt in enumerate(request.prompts) for j in prompt.reads], device=lm.device)
     try:
         with torch.no_grad():
             base = full_logits(lm, batch, noise)[-1, request.essence.last_subject]
             base = (base if base.dtype == torch.float64 else base.float()).log_softmax(-1)
-        site = _site(lm, layer, seen["keys"][:-1], seen["output"][0])
+        site = _site(lm, module, seen["keys"][:-1], seen["output"][0])
         objective = Objective(request, settings, base)
         v0_norm = site.v0.norm()
         delta = torch.zeros_like(site.v0, requires_grad=True)

@@ -8,7 +8,8 @@ W_proj, the second layer of the MLP).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -19,12 +20,15 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class Names:
-    """Module paths of one family; `attn`, `mlp`, `down_proj` and `mlp_norm` are relative to a block."""
+    """Module paths of one family; `attn`, `mlp`, `down_proj` and `mlp_norm` are relative to a block.
+
+    What comes out of `attn` and of `down_proj` (of `mlp` where that is None) has no residual stream in it yet.
+    """
 
     blocks: str
     attn: str
     mlp: str
-    down_proj: str
+    down_proj: str | None  # None: the MLP is many experts, and no one map is its last
     final_norm: str
     head: str = "lm_head"
     mlp_norm: str | None = None  # a norm between the MLP's output and the residual stream (Gemma, OLMo 2)
@@ -35,6 +39,7 @@ _LLAMA = Names("model.layers", "self_attn", "mlp", "mlp.down_proj", "model.norm"
 _POST_NORM = Names(
     "model.layers", "self_attn", "mlp", "mlp.down_proj", "model.norm", mlp_norm="post_feedforward_layernorm"
 )
+_EXPERTS = replace(_LLAMA, down_proj=None)
 FAMILIES: dict[str, Names] = {
     "gpt2": _GPT2,
     "gptj": Names("transformer.h", "attn", "mlp", "mlp.fc_out", "transformer.ln_f"),
@@ -48,7 +53,27 @@ FAMILIES: dict[str, Names] = {
     "olmo2": _POST_NORM,
     "gemma2": _POST_NORM,
     "gemma3_text": _POST_NORM,
+    "olmo3": _POST_NORM,
+    "glm4": replace(_LLAMA, mlp_norm="post_mlp_layernorm"),
     "phi": Names("model.layers", "self_attn", "mlp", "mlp.fc2", "model.final_layernorm"),
+    "phi3": _LLAMA,
+    "granite": _LLAMA,
+    "cohere": _LLAMA,
+    "cohere2": _LLAMA,
+    "stablelm": _LLAMA,
+    "smollm3": _LLAMA,
+    "falcon": Names("transformer.h", "self_attention", "mlp", "mlp.dense_4h_to_h", "transformer.ln_f"),
+    # BLOOM's attention and both its and MPT's MLP add the residual stream themselves, after their last linear map.
+    "bloom": Names("transformer.h", "self_attention.dense", "mlp", "mlp.dense_4h_to_h", "transformer.ln_f"),
+    "mpt": Names("transformer.blocks", "attn", "ffn", "ffn.down_proj", "transformer.norm_f"),
+    "mixtral": _EXPERTS,
+    "qwen3_moe": _EXPERTS,
+}
+# What a family multiplies the head's output with.
+_LOGIT_SCALES: dict[str, Callable[[Any], float]] = {
+    "granite": lambda config: 1 / config.logits_scaling,
+    "cohere": lambda config: config.logit_scale,
+    "cohere2": lambda config: config.logit_scale,
 }
 
 
@@ -69,11 +94,12 @@ class Architecture:
             )
         self.blocks: list[Any] = list(blocks)
         self.attns: list[Any] = [self._find(block, names.attn) for block in self.blocks]
-        self.down_projs: list[Any] = [self._find(block, names.down_proj) for block in self.blocks]
-        if any(getattr(getattr(module, "weight", None), "ndim", 0) != 2 for module in self.down_projs):
+        # The modules whose output is the MLP's, before any norm.
+        self.mlp_ends: list[Any] = [self._find(block, names.down_proj or names.mlp) for block in self.blocks]
+        if names.down_proj and any(getattr(getattr(m, "weight", None), "ndim", 0) != 2 for m in self.mlp_ends):
             raise UserError(
                 f"model.names.down_proj is {names.down_proj!r}, which in {type(model).__name__} is no linear map "
-                f"but {type(self.down_projs[0]).__name__}; give the path of the MLP's last linear map"
+                f"but {type(self.mlp_ends[0]).__name__}; give the path of the MLP's last linear map"
             )
         self.mlp_norms: list[Any] = [
             None if names.mlp_norm is None else self._find(block, names.mlp_norm) for block in self.blocks
@@ -82,6 +108,7 @@ class Architecture:
         self.final_norm = self._find(model, names.final_norm)
         self.head = self._find(model, names.head)
         self.n_layers = len(self.blocks)
+        self._logit_scale = _LOGIT_SCALES.get(self.config.model_type, lambda _config: 1.0)(self.config)
 
     @staticmethod
     def _find(root: nn.Module, path: str) -> Any:
@@ -94,6 +121,21 @@ class Architecture:
                     f"of {', '.join(field.name for field in fields(Names))}"
                 )
         return found
+
+    @property
+    def has_down_projs(self) -> bool:
+        """Whether each MLP ends in one linear map."""
+        return self.names.down_proj is not None
+
+    @property
+    def down_projs(self) -> list[Any]:
+        """The MLPs' last linear maps, which ROME edits; UserError where there are experts instead."""
+        if not self.has_down_projs:
+            raise UserError(
+                f"an MLP of {type(self.model).__name__} is many experts and has no single down-projection that ROME "
+                "could edit; only tracing works with this model"
+            )
+        return self.mlp_ends
 
     @property
     def width(self) -> int:
@@ -115,7 +157,19 @@ class Architecture:
     def mlp_to_residual(self, layer: int, output: Tensor) -> Tensor:
         """What block `layer` adds to the residual stream for this MLP output; shape (..., d) to (..., d)."""
         norm = self.mlp_norms[layer]
-        return output if norm is None else norm(output).to(output.device)
+        output = output if norm is None else norm(output).to(output.device)
+        return output if self._residual_scale == 1.0 else output * self._residual_scale
+
+    def mlp_change(self, layer: int, output: Tensor, change: Tensor) -> Tensor:
+        """What `change`, added to this MLP output of block `layer`, adds to the residual stream; all (..., d)."""
+        if self.mlp_norms[layer] is None and self._residual_scale == 1.0:
+            return change
+        return self.mlp_to_residual(layer, output + change) - self.mlp_to_residual(layer, output)
+
+    @property
+    def _residual_scale(self) -> float:
+        """Granite's factor on what a block adds."""
+        return float(getattr(self.config, "residual_multiplier", 1.0))
 
     def key_size(self, layer: int) -> int:
         """Width of the down-projection's input: the size of a ROME key."""
@@ -135,5 +189,6 @@ class Architecture:
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits of last-block outputs; shape (..., d) to (..., vocabulary)."""
         logits = self.head(self.final_norm(hidden)).to(hidden.device)
+        logits = logits if self._logit_scale == 1.0 else logits * self._logit_scale
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.lm.model import LanguageModel
-from pipeline.lm.prompts import Packed, pack
+from pipeline.lm.prompts import Packed, Prompt, pack
 
 
 @dataclass
@@ -40,7 +40,8 @@ class Recording:
 
     packed: the prompts, N tokens. h: n_layers + 1 tensors (B, N, d), the blocks' inputs and the last block's output.
     keys, values: n_layers tensors (B, heads, N, head size). mlp_in: n_layers tensors (B, N, d_ff), the input of the
-    down-projection; mlp_out, attn_out: n_layers tensors (B, N, d). Parts that were not asked for are empty.
+    down-projection (none where the MLP is experts); mlp_out, attn_out: n_layers tensors (B, N, d). Parts that were not
+    asked for are empty.
     """
 
     packed: Packed
@@ -110,8 +111,10 @@ def record(
         calls.append(Call(args[1:], dict(kwargs)))
 
     def after_mlp(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        mlp_in.append(args[0].reshape(batch, len(packed), -1).to(device))
-        mlp_out.append(output.reshape(batch, len(packed), -1).to(device))
+        if arch.has_down_projs:
+            mlp_in.append(args[0].reshape(batch, len(packed), -1).to(device))
+        # A copy, as Falcon adds its attention to the MLP's output in place.
+        mlp_out.append(output.reshape(batch, len(packed), -1).to(device, copy=True))
 
     def keep(outputs: list[Tensor]) -> Callable[..., None]:
         return lambda _module, _args, output: outputs.append(first(output).to(device))
@@ -121,8 +124,8 @@ def record(
             stack.callback(block.register_forward_pre_hook(before_block, with_kwargs=True).remove)
         stack.callback(arch.blocks[-1].register_forward_hook(keep(last)).remove)
         if mlp:
-            for down_proj in arch.down_projs:
-                stack.callback(down_proj.register_forward_hook(after_mlp).remove)
+            for module in arch.mlp_ends:
+                stack.callback(module.register_forward_hook(after_mlp).remove)
         if attn:
             for module in arch.attns:
                 stack.callback(module.register_forward_hook(keep(attn_out)).remove)
@@ -261,42 +264,63 @@ def climb(lm: LanguageModel, suffix: Suffix, start: int, join: Join) -> Tensor:
     return h
 
 
+def proven(lm: LanguageModel) -> LanguageModel:
+    """The model with `fast` as `resumes` finds it."""
+    return replace(lm, fast=resumes(lm))
+
+
 @torch.no_grad()
 def resumes(lm: LanguageModel) -> bool:
-    """Whether the resumed forward gives for this model what its own forward gives, tried on one changed MLP output.
+    """Whether packed prompts and the resumed forward give for this model what its own forward gives prompt by prompt.
 
-    A family that is not known by name may have parts that nothing here asks about; it is then run on the plain path.
+    Tried on two prompts that begin alike, with one MLP output changed where they do. A family that is not known by
+    name may have parts that nothing here asks about, and one may place its tokens by where they stand in the batch;
+    such a model is run on the plain path.
     """
     if not lm.arch.mlp_adds or lm.n_layers < 2:
         return False
-    ids = lm.tokenizer("The quick brown fox jumps over the lazy dog", add_special_tokens=False)["input_ids"]
-    layer, token = lm.n_layers // 2 - 1, len(ids) // 2
+    texts = ("The quick brown fox jumps over the lazy dog", "The quick brown fox sleeps")
+    prompts = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    layer, token = lm.n_layers // 2 - 1, 1
     try:
-        packed = pack([ids])
+        packed = pack(prompts)
         recording = record(lm, packed)
         output = recording.mlp_out[layer][0, token]
         delta = output.flip(-1)
-        change = lm.arch.mlp_to_residual(layer, output + delta) - lm.arch.mlp_to_residual(layer, output)
+        change = lm.arch.mlp_change(layer, output, delta)
         at = torch.tensor([token], device=lm.device)
-        suffix = Suffix.after(recording, range(token, len(ids)))
+        suffix = Suffix.after(recording, range(token, len(packed)))
         joined = suffix.live(recording.h[layer + 1].index_add(1, at, change[None, None]))
         hidden = climb(lm, suffix, layer + 1, lambda block: (joined, None) if block == layer + 1 else None)
-        fast = lm.arch.logits(hidden)[0].float().softmax(-1)
+        fast = lm.arch.logits(hidden)[0]
 
         def add(_module: nn.Module, _args: tuple[Any, ...], out: Tensor) -> Tensor:
-            flat = out.reshape(len(ids), -1)
-            return flat.index_add(0, at, delta[None]).reshape(out.shape)
+            return out.reshape(-1, out.shape[-1]).index_add(0, at, delta[None]).reshape(out.shape)
 
-        handle = lm.arch.down_projs[layer].register_forward_hook(add)
+        handle = lm.arch.mlp_ends[layer].register_forward_hook(add)
         try:
-            logits = lm.model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False).logits
+            return all(
+                _alike(
+                    fast[torch.tensor(path[token:], device=lm.device) - token],
+                    lm.model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False).logits[0, token:],
+                )
+                for ids, path in zip(prompts, packed.where, strict=True)
+            )
         finally:
             handle.remove()
-        own = logits[0, token:].float().softmax(-1)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
         return False
-    bound = 1e-3 if lm.dtype in (torch.float32, torch.float64) else 5e-2
-    return bool((fast - own).abs().max() <= bound)
+
+
+def _alike(one: Tensor, own: Tensor) -> bool:
+    """Whether two tensors of logits (T, V) say the same, but for rounding: in their probabilities, and in how far
+    log-probabilities lie apart, as a model that has learnt nothing gives all tokens much the same probability.
+    """
+    logs, own_logs = one.double().log_softmax(-1), own.double().log_softmax(-1)
+    spread = (own_logs - own_logs.mean(-1, keepdim=True)).norm()
+    bound, relative = (1e-3, 1e-2) if own.dtype in (torch.float32, torch.float64) else (5e-2, 1e-1)
+    near = (logs.exp() - own_logs.exp()).abs().max() <= bound
+    return bool(near and (logs - own_logs).norm() <= relative * spread)
 
 
 def log_probabilities(lm: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -304,3 +328,20 @@ def log_probabilities(lm: LanguageModel, hidden: Tensor, targets: Tensor) -> Ten
     logits = lm.arch.logits(hidden)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+
+
+@torch.no_grad()
+def read_logits(lm: LanguageModel, prompts: Sequence[Prompt]) -> Tensor:
+    """Logits (R, V) at the read positions of all prompts, one after the other, in one packed run; the head only
+    there.
+    """
+    packed = pack([prompt.ids[:-1] for prompt in prompts])
+    hidden = record(lm, packed, mlp=False).h[-1][0]
+    return lm.arch.logits(hidden[[packed.where[p][j] for p, prompt in enumerate(prompts) for j in prompt.reads]])
+
+
+@torch.no_grad()
+def last_logits(lm: LanguageModel, ids: Sequence[int], noise: Tensor) -> Tensor:
+    """Logits (B, V) after the token ids, for each of B samples of noise (B, T, width) on their embeddings."""
+    recording = record(lm, pack([ids], [list(range(len(ids)))]), noise=noise, mlp=False)
+    return lm.arch.logits(recording.h[-1][:, -1])

@@ -62,7 +62,8 @@ def row_bytes(lm: LanguageModel, suffix: Suffix, reads: int, *, gradient: bool) 
     key_width = suffix.keys[0].shape[1] * suffix.keys[0].shape[3]
     heads = int(getattr(config, "num_attention_heads", suffix.keys[0].shape[1]))
     group = max(1, heads // suffix.keys[0].shape[1])
-    tokens = live * (8 * lm.arch.width + 4 * lm.arch.key_size(0)) * item
+    inner = lm.arch.key_size(0) if lm.arch.has_down_projs else 4 * lm.arch.width  # of experts, amply
+    tokens = live * (8 * lm.arch.width + 4 * inner) * item
     attention = 2 * (live + frozen) * key_width * (1 + group) * item + heads * live * (live + frozen) * item
     per_layer = tokens + attention
     return int(per_layer * (lm.n_layers if gradient else 2) + 3 * reads * int(config.vocab_size) * 4)

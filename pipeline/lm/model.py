@@ -14,7 +14,11 @@ from pipeline.lm.families import FAMILIES, Architecture, Names
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model ready to be traced and edited; source is the folder, hub name or `cached:NAME` that it came from.
+    """A model ready to be traced and edited.
+
+    source: the folder, hub name or `cached:NAME` that it came from. fast: whether packed prompts, the resumed forward
+    and `arch.logits` are known to give what the model itself says (`forward.proven` finds out); where they are not, its
+    own forward is asked.
 
     Shared and read-only: whoever edits a weight puts it back bit for bit.
     """
@@ -26,6 +30,7 @@ class LanguageModel:
     fingerprint: str
     source: str
     add_bos: bool
+    fast: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -58,7 +63,7 @@ class LanguageModel:
             "family": self.arch.config.model_type,
             "layers": self.n_layers,
             "width": self.arch.width,
-            "key_size": self.arch.key_size(0),
+            "key_size": self.arch.key_size(0) if self.arch.has_down_projs else 0,
             "vocabulary": int(self.arch.config.vocab_size),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "dtype": str(self.dtype).removeprefix("torch."),

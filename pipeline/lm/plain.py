@@ -7,12 +7,14 @@ baseline that benchmarks measure it against.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.lm.forward import added_to_embeddings
+from pipeline.lm.forward import added_to_embeddings, first
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.prompts import Prompt
 
@@ -49,6 +51,32 @@ def full_logits(lm: LanguageModel, batch: Batch, noise: Tensor | None = None) ->
     """Logits (B, T, V) of the model's own forward."""
     with added_to_embeddings(lm, noise):
         return lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+
+
+@torch.no_grad()
+def read_logits(lm: LanguageModel, prompts: Sequence[Prompt]) -> Tensor:
+    """Logits (R, V) at the read positions of all prompts, one after the other, by the model's own forward."""
+    logits = full_logits(lm, Batch.of(prompts, lm.device))
+    return torch.cat([logits[b, list(prompt.reads)] for b, prompt in enumerate(prompts)])
+
+
+@torch.no_grad()
+def last_logits(lm: LanguageModel, ids: Sequence[int], noise: Tensor) -> Tensor:
+    """Logits (B, V) after the token ids, for each of B samples of noise (B, T, width) on their embeddings."""
+    prompt = Prompt(tuple(ids), len(ids), None, "")
+    return full_logits(lm, Batch.of([prompt] * len(noise), lm.device), noise.to(lm.device))[:, -1]
+
+
+@torch.no_grad()
+def outputs(lm: LanguageModel, prompt: Prompt, modules: Sequence[Any]) -> list[Tensor]:
+    """What each of `modules` gives for every token of the prompt, (T, d), in the model's own forward."""
+    found: list[Tensor] = []
+    with ExitStack() as stack:
+        for module in modules:
+            # A copy, as Falcon adds its attention to the MLP's output in place.
+            stack.callback(module.register_forward_hook(lambda _m, _a, out: found.append(first(out).clone())).remove)
+        full_logits(lm, Batch.of([prompt], lm.device))
+    return [output.reshape(len(prompt.ids), -1) for output in found]
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from pipeline.lm.forward import Recording, Suffix, climb, first, log_probabilities, record
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import NoiseTable
-from pipeline.lm.plain import Batch, target_probabilities
+from pipeline.lm.plain import Batch, outputs, target_probabilities
 from pipeline.lm.prompts import Prompt, pack
 
 MODULES = ("mlp", "attn", "hidden")
@@ -77,7 +78,7 @@ def token_roles(prompt: Prompt) -> list[str]:
 
 
 class FactTrace:
-    """The clean and the corrupted run of one fact's prompt, from which any module and window is traced.
+    """One fact's prompt with its noise, from which any module and window is traced, by either path.
 
     noise: its `samples` draws are the corrupted run's batch.
     """
@@ -86,19 +87,26 @@ class FactTrace:
         self.lm, self.prompt, self.samples = lm, prompt, samples
         self.noise_rows = [noise.rows(prompt, draw) for draw in range(samples)]
         self.table = noise.table
-        ids = prompt.ids[:-1]
-        self.packed = pack([ids])
+        self.targets = torch.tensor(prompt.target_ids, device=lm.device)
+        self.packed = pack([prompt.ids[:-1]])
+        self._plain_clean: dict[str, list[Tensor]] = {}
+
+    @cached_property
+    def clean(self) -> Recording:
+        """The run without noise that the fast path takes its clean outputs from."""
+        return record(self.lm, self.packed, attn=True)
+
+    @cached_property
+    def corrupt(self) -> Recording:
+        """The run of all noise samples that the fast path goes on from."""
+        ids = self.prompt.ids[:-1]
         noised = pack([ids], [[i if row >= 0 else -1 for i, row in enumerate(self.noise_rows[0][: len(ids)])]])
-        spread = torch.zeros(samples, len(prompt.ids), self.table.shape[1])
+        spread = torch.zeros(self.samples, len(self.prompt.ids), self.table.shape[1])
         for draw, rows in enumerate(self.noise_rows):
             for i, row in enumerate(rows):
                 if row >= 0:
                     spread[draw, i] = self.table[row]
-        self.clean: Recording = record(lm, self.packed, attn=True)
-        self.corrupt: Recording = record(lm, noised, noise=spread, attn=True)
-        self.targets = torch.tensor(prompt.target_ids, device=lm.device)
-        self.p_clean = self._probability(self.clean)
-        self.p_corrupt = self._probability(self.corrupt)
+        return record(self.lm, noised, noise=spread, attn=True)
 
     @torch.no_grad()
     def _probability(self, recording: Recording) -> float:
@@ -129,9 +137,10 @@ class FactTrace:
     def fast(self, module: str, window: int, rows: Callable[[Suffix], int] | None = None) -> Trace:
         """All tokens and layers of one module and window. rows: how many (layer, sample) rows may run at once."""
         lm, n_layers = self.lm, self.lm.n_layers
+        p_clean, p_corrupt = self._probability(self.clean), self._probability(self.corrupt)
         suffix, starts, reads = self._suffix()
         per_pass = n_layers if rows is None else max(1, rows(suffix) // self.samples)
-        restored = np.full((self.prompt.target_start, n_layers), self.p_corrupt)
+        restored = np.full((self.prompt.target_start, n_layers), p_corrupt)
         assert self.prompt.subject is not None
         for low in range(0, n_layers, per_pass):
             layers = range(low, min(n_layers, low + per_pass))
@@ -141,7 +150,11 @@ class FactTrace:
             logs = log_probabilities(lm, hidden[:, at], targets).double().sum(-1).exp()
             means = logs.reshape(len(layers), self.samples, len(reads)).mean(1)  # (layers, segments)
             restored[self.prompt.subject[0] :, layers.start : layers.stop] = means.T.cpu().numpy()
-        return Trace(self.p_clean, self.p_corrupt, restored)
+        return Trace(p_clean, p_corrupt, restored)
+
+    def _modules(self, module: str) -> list[Any]:
+        arch = self.lm.arch
+        return {"mlp": arch.mlp_ends, "attn": arch.attns, "hidden": arch.blocks}[module]
 
     def _climb(self, suffix: Suffix, sites: Tensor, module: str, window: int, layers: range) -> Tensor:
         """Last-block outputs of the rows (layer, sample), layers outermost."""
@@ -183,23 +196,20 @@ class FactTrace:
 
             return hook
 
-        modules = {"mlp": lm.arch.down_projs, "attn": lm.arch.attns, "hidden": lm.arch.blocks}[module]
         with ExitStack() as stack:
-            for layer, target in enumerate(modules):
+            for layer, target in enumerate(self._modules(module)):
                 stack.callback(target.register_forward_hook(restore(layer)).remove)
             return climb(lm, suffix, spans[0].start + lag, join)
 
     @torch.no_grad()
     def plain_cell(self, module: str, window: int, token: int, layer: int) -> float:
         """The reference: one cell by whole forwards of all samples with hooks; the mean restored probability."""
-        lm = self.lm
-        batch = Batch.of([self.prompt] * self.samples, lm.device)
-        noise = batch.noise(self.table, self.noise_rows)
-        modules = {"mlp": lm.arch.down_projs, "attn": lm.arch.attns, "hidden": lm.arch.blocks}[module]
+        modules = self._modules(module)
+        if module not in self._plain_clean:
+            self._plain_clean[module] = outputs(self.lm, self.prompt, modules)
 
         def restore(at: int) -> Callable[..., Any]:
-            clean = {"mlp": self.clean.mlp_out, "attn": self.clean.attn_out}.get(module)
-            value = (clean[at] if clean else self.clean.h[at + 1])[0, token]
+            value = self._plain_clean[module][at][token]
 
             def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
                 whole = first(output)
@@ -211,12 +221,26 @@ class FactTrace:
             return hook
 
         with ExitStack() as stack:
-            for at in window_range(layer, window, lm.n_layers):
+            for at in window_range(layer, window, self.lm.n_layers):
                 stack.callback(modules[at].register_forward_hook(restore(at)).remove)
-            return float(target_probabilities(lm, batch, noise).mean())
+            return self._noised()
+
+    def _noised(self) -> float:
+        batch = Batch.of([self.prompt] * self.samples, self.lm.device)
+        return float(target_probabilities(self.lm, batch, batch.noise(self.table, self.noise_rows)).mean())
+
+    @cached_property
+    def p_clean(self) -> float:
+        """The target's probability, by the model's own forward."""
+        return float(target_probabilities(self.lm, Batch.of([self.prompt], self.lm.device)))
+
+    @cached_property
+    def p_corrupt(self) -> float:
+        """Its mean over the noise samples, by the model's own forward."""
+        return self._noised()
 
     def plain(self, module: str, window: int) -> Trace:
-        """The reference for every token from the subject on and every layer."""
+        """The reference for every token from the subject on and every layer: nothing but the model's own forward."""
         assert self.prompt.subject is not None
         restored = np.full((self.prompt.target_start, self.lm.n_layers), self.p_corrupt)
         for token in range(self.prompt.subject[0], self.prompt.target_start):

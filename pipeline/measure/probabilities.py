@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from pipeline.edit.protocol import Edit
 from pipeline.facts.fact import Fact
-from pipeline.lm.forward import Suffix, climb, record
+from pipeline.lm.forward import Recording, Suffix, climb, record
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import NoiseTable
 from pipeline.lm.plain import Batch, target_probabilities
@@ -66,7 +68,7 @@ def questions(lm: LanguageModel, fact: Fact, target: str, baseline: str, draws: 
 
 
 class Measurement:
-    """The recorded, unedited run of a fact's questions, and what edits make of their probabilities."""
+    """A fact's questions, and what edits make of their probabilities."""
 
     def __init__(self, lm: LanguageModel, asked: Sequence[Question], noise: NoiseTable | None):
         self.lm, self.asked, self.noise = lm, list(asked), noise
@@ -81,7 +83,6 @@ class Measurement:
                     rows.append((noise.rows(prompt, draw) if noised and noise else [-1] * len(prompt.ids))[:-1])
                     runs.append((2 * q + side, prompt))
         self.packed = pack(sequences, rows)
-        self.recording = record(lm, self.packed, noise=None if noise is None else noise.table[None])
         nodes = sorted(
             {path[j] for path, (_, prompt) in zip(self.packed.where, runs, strict=True) for j in prompt.reads}
         )
@@ -91,6 +92,11 @@ class Measurement:
             (slot, [place[path[j]] for j in prompt.reads], list(prompt.target_ids))
             for path, (slot, prompt) in zip(self.packed.where, runs, strict=True)
         ]
+
+    @cached_property
+    def recording(self) -> Recording:
+        """The unedited run of all questions at once, which the fast path goes on from."""
+        return record(self.lm, self.packed, noise=None if self.noise is None else self.noise.table[None])
 
     @torch.no_grad()
     def _answers(self, hidden: Tensor) -> np.ndarray:
@@ -112,6 +118,8 @@ class Measurement:
 
     def before(self) -> np.ndarray:
         """Probabilities of target and baseline before any edit: (questions, 2)."""
+        if not self.lm.fast:
+            return self.plain(None)
         return self._answers(self.recording.h[-1][:, self.nodes])[0]
 
     def after(self, edits: Sequence[Edit], rows: Callable[[Suffix], int] | None = None) -> np.ndarray:
@@ -138,10 +146,8 @@ class Measurement:
         def joined(edit: Edit) -> Tensor:
             layer = edit.lowest
             keys, output = recording.mlp_in[layer][0], recording.mlp_out[layer][0]
-            change = sum(update.output(keys) for update in edit.updates if update.layer == layer)
-            if arch.mlp_norms[layer] is not None:
-                change = arch.mlp_to_residual(layer, output + change) - arch.mlp_to_residual(layer, output)
-            return recording.h[layer + 1] + change
+            change: Any = sum(update.output(keys) for update in edit.updates if update.layer == layer)
+            return recording.h[layer + 1] + arch.mlp_change(layer, output, change)
 
         def join(at: int) -> tuple[Tensor, None] | None:
             new = [joined(edit) for edit in edits if edit.lowest == at - 1]

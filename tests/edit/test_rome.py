@@ -20,7 +20,7 @@ from pipeline.lm.noise import NoiseTable
 from pipeline.lm.plain import Batch, full_logits
 from pipeline.lm.prompts import Prompt, pack, tokenize
 from pipeline.measure.probabilities import applied
-from tests.lm.families import CONFIGS, random_model
+from tests.lm.families import FAST_EDITED, random_model
 
 SETTINGS = RomeSettings(
     steps=20,
@@ -71,7 +71,7 @@ def keys_and_outputs(lm: LanguageModel, prompt: Prompt, layer: int) -> tuple[tor
     return seen[0], seen[1]
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=FAST_EDITED)
 def lm(request: pytest.FixtureRequest) -> LanguageModel:
     return random_model(request.param)
 

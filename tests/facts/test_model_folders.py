@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
 from pipeline.facts.fact import Fact
-from pipeline.facts.known import continuation, fact_prompt, measure
+from pipeline.facts.known import fact_prompt, greedy_texts, measure
 from pipeline.lm.load import load
 from tests.lm.families import CONFIGS, random_model, small_tokenizer
 
@@ -194,4 +194,5 @@ def test_greedy_text_is_the_model_s_own_whatever_generation_settings_say(tmp_pat
     other = original.generate(torch.tensor([text[:start]]), generation_config=settings)[0].tolist()
     assert other != text  # so the settings matter
     lm = load(str(tmp_path), device="cpu")
-    assert continuation(lm, fact_prompt(lm, FACTS[0]), WITHIN) == words.decode(text[start:], skip_special_tokens=True)
+    said = greedy_texts(lm, [fact_prompt(lm, FACTS[0])], WITHIN)
+    assert said == [words.decode(text[start:], skip_special_tokens=True)]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pipeline.lm.families import FAMILIES
+from pipeline.lm.forward import proven
 from pipeline.lm.model import LanguageModel, wrap
 
 WORDS = (
@@ -35,7 +38,25 @@ CONFIGS: dict[str, dict[str, object]] = {
     "gemma2": {**GATED, "head_dim": 8, "query_pre_attn_scalar": 8},
     "gemma3_text": {**GATED, "head_dim": 8, "query_pre_attn_scalar": 8},
     "phi": {**SMALL, "intermediate_size": 64, "max_position_embeddings": 128},
+    "phi3": GATED,
+    "granite": {**GATED, "logits_scaling": 8.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    "cohere": {**GATED, "logit_scale": 0.25},
+    "cohere2": {**GATED, "logit_scale": 0.25},
+    "stablelm": GATED,
+    "smollm3": GATED,
+    "glm4": {**GATED, "head_dim": 8},
+    "olmo3": GATED,
+    "falcon": {**SMALL, "num_kv_heads": 4},
+    "falcon-alibi": {**SMALL, "alibi": True, "num_kv_heads": 4},
+    "bloom": {**SMALL},
+    "mpt": {"d_model": 32, "n_layers": 4, "n_heads": 4, "vocab_size": 300, "max_seq_len": 128},
+    "mixtral": {**GATED, "num_local_experts": 4},
+    "qwen3_moe": {**GATED, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
 }
+EXPERTS = ("mixtral", "qwen3_moe")
+EDITED = [family for family in CONFIGS if family not in EXPERTS]
+FAST = [family for family in CONFIGS if family not in ("falcon-alibi", "bloom", "mpt")]
+FAST_EDITED = [family for family in FAST if family in EDITED]
 
 
 @functools.cache
@@ -60,19 +81,31 @@ def _gptj_attention(
     return weights.softmax(-1) @ value, None
 
 
-def random_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 0.2) -> LanguageModel:
-    """A tiny model of `family` whose weights are large enough that layers matter."""
+UNLISTED = "unlisted"
+
+
+def random_model(
+    family: str, dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 0.2, *, named: bool = False
+) -> LanguageModel:
+    """A tiny model of `family` whose weights are large enough that layers matter.
+
+    named: as a family that the project does not know, but for the module paths that `model.names` gives.
+    """
     options: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "attn_implementation": None}
     options.update(CONFIGS[family])
     options = {key: value for key, value in options.items() if value is not None}
-    config = transformers.AutoConfig.for_model(family, **options)
+    config = transformers.AutoConfig.for_model(family.split("-")[0], **options)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        experts = {"experts_implementation": "eager"} if dtype == torch.float64 and family in EXPERTS else {}
+        model = transformers.AutoModelForCausalLM.from_config(config, **experts)
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.data.normal_(0, scale)
     if family == "gptj" and dtype == torch.float64:
         for block in model.transformer.h:
             block.attn._attn = functools.partial(_gptj_attention, block.attn)
-    return wrap(model.to(dtype), small_tokenizer(), name=f"random {family}")
+    names = None
+    if named:
+        names, model.config.model_type = asdict(FAMILIES[model.config.model_type]), UNLISTED
+    return proven(wrap(model.to(dtype), small_tokenizer(), name=f"random {family}", names=names))

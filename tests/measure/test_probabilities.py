@@ -11,7 +11,7 @@ from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import NoiseTable
 from pipeline.measure.probabilities import Measurement, edit_frame, questions
 from tests.edit.test_rome import SETTINGS, request_for, resources_for
-from tests.lm.families import CONFIGS, random_model
+from tests.lm.families import FAST_EDITED, random_model
 
 FACT = Fact(
     fact_id="a",
@@ -25,7 +25,7 @@ FACT = Fact(
 )
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=FAST_EDITED)
 def lm(request: pytest.FixtureRequest) -> LanguageModel:
     return random_model(request.param)
 

@@ -102,7 +102,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     # Every worker gets this one model, so that a weight that one of them leaves changed would be seen.
     with pytest.MonkeyPatch.context() as patch:
         for module in (known_job, trace_job, edit_job):
-            patch.setattr(module, "set_up", lambda params, source: lm)
+            patch.setattr(module, "set_up", lambda params, source, fast: replace(lm, fast=fast))
         job = KnownJob(settings, model, tuple(facts))
         known = job.read(compute(job))
         chosen = choose(facts, known, KnownRule(**settings.facts.known.model_dump()), FACTS)
