@@ -16,7 +16,7 @@ from pipeline.edit.protocol import Edit, EditRequest, LowRank, Resources
 from pipeline.edit.rome import Rome, RomeSettings
 from pipeline.edit.value import plain_delta
 from pipeline.lm.model import LanguageModel, wrap
-from pipeline.lm.noise import NoiseTable
+from pipeline.lm.noise import FreshNoise
 from pipeline.lm.plain import Batch, full_logits
 from pipeline.lm.prompts import Prompt, pack, tokenize
 from pipeline.measure.probabilities import applied
@@ -30,6 +30,8 @@ SETTINGS = RomeSettings(
     clamp_norm_factor=4.0,
     key="prompt",
     leave_when=None,
+    stop_loss=None,
+    erasure_loss="mean_of_exp",
 )
 PREFIXES = ("", "One two three. ", "Anna works. ")
 
@@ -41,7 +43,7 @@ def request_for(lm: LanguageModel, *, noised: bool = False, minimise: bool = Fal
         return tokenize(lm.tokenizer, prefix + text, subject=subject, target="Oslo", add_bos=lm.add_bos)
 
     essence = tokenize(lm.tokenizer, f"{subject} is a", subject=subject, add_bos=lm.add_bos)
-    noise = NoiseTable(0, "a", 0.1, 2, lm.arch.embedding.weight.shape[1]) if noised else None
+    noise = FreshNoise(0, "a", 0.1, lm.arch.embedding.weight.shape[1]) if noised else None
     return EditRequest("a", tuple(prompt(prefix) for prefix in PREFIXES), essence, noise, minimise)
 
 
