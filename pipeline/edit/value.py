@@ -119,8 +119,9 @@ class Prepared:
         """Record the prompts under the noise of `step`; without noise one recording serves all steps."""
         if self._drawn == step or (self._drawn is not None and self.request.noise is None):
             return
-        noise = self.request.noise and self.request.noise.table(self.request.prompts, step)[None]
-        self.recording = record(self.lm, self.packed, noise=noise)
+        noise = self.request.noise
+        table = None if noise is None else noise.table(self.request.prompts, step)[None]
+        self.recording = record(self.lm, self.packed, noise=table)
         self.suffix, self._drawn = Suffix.after(self.recording, self.live), step
 
     def _sites_under_noise(self, draws: int) -> list[tuple[Tensor, Tensor]]:
@@ -216,8 +217,7 @@ class Prepared:
             else:
                 logits = self.logits(edited, changes)
                 loss, least = objective(logits, torch.stack(changes), torch.stack([v0_norms[e] for e in active]))
-            values, least = loss.detach().expand(len(active)).tolist(), least.expand(len(active)).tolist()
-            for value, e in zip(values, active, strict=True):
+            for value, e in zip(loss.detach().expand(len(active)).tolist(), active, strict=True):
                 losses[e] = value
             stopped = {e for e in active if stops(self.request, settings.stop_loss, losses[e])}
             if len(stopped) == len(active):
@@ -231,7 +231,8 @@ class Prepared:
                     steps[e] += 1
                     clamp_(deltas[e], settings.clamp_norm_factor * v0_norms[e])
             if settings.leave_when is not None and not self.request.minimise:
-                stopped |= {e for e, p in zip(active, least, strict=True) if p >= settings.leave_when}
+                lowest = least.expand(len(active)).tolist()
+                stopped |= {e for e, p in zip(active, lowest, strict=True) if p >= settings.leave_when}
             active = [e for e in active if e not in stopped]
             if not active:
                 break
@@ -250,8 +251,7 @@ def plain_delta(
 
     sites = torch.tensor([p.last_subject for p in [*request.prompts, request.essence]])
     each = torch.arange(len(sites))
-    keys: list[Tensor] = []
-    outputs: list[Tensor] = []
+    seen: tuple[list[Tensor], list[Tensor]] = [], []  # keys and v0, of each draw
     precise = torch.float64 if lm.dtype == torch.float64 else torch.float32
     delta: Tensor | None = None
 
@@ -259,9 +259,9 @@ def plain_delta(
         shape = output.shape
         output = output.reshape(len(sites), -1, shape[-1])
         if delta is None:
-            inputs = args[0].reshape(len(sites), -1, args[0].shape[-1])
-            keys.append(inputs[each, sites][:-1].detach().to(lm.device, precise))
-            outputs.append(output[0, sites[0]].detach().to(lm.device, precise))
+            keys = args[0].reshape(len(sites), -1, args[0].shape[-1])
+            seen[0].append(keys[each, sites][:-1].detach().to(lm.device, precise))
+            seen[1].append(output[0, sites[0]].detach().to(lm.device, precise))
             return None
         change = delta.to(output).expand(len(sites), -1)
         return output.index_put((each, sites), change, accumulate=True).reshape(shape)
@@ -273,7 +273,7 @@ def plain_delta(
             for step in range(settings.steps if request.noise else 1):
                 base = full_logits(lm, batch, noise(step))[-1, request.essence.last_subject]
             base = (base if base.dtype == torch.float64 else base.float()).log_softmax(-1)
-        site = _site(lm, layer, torch.stack(keys).mean(0), torch.stack(outputs).mean(0))
+        site = _site(lm, layer, *(torch.stack(each_draw).mean(0) for each_draw in seen))
         objective = Objective(request, settings, base)
         v0_norm = site.v0.norm()
         delta = torch.zeros_like(site.v0, requires_grad=True)

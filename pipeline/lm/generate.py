@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,14 +28,15 @@ def sample(
     temperature: float,
     seed: int,
     progress: Callable[[int], Any] = lambda n: None,
+    openings: Sequence[str] = OPENINGS,
 ) -> Tensor:
-    """Token ids (pieces, length) sampled from the model, each after one of OPENINGS (and BOS where the model has it
-    on).
+    """Token ids (pieces, length) sampled from the model, each after one of `openings`, in turn (and BOS where the model
+    has it on).
 
     The draw of a piece depends on the seed and the batch it falls in, batches being of fixed size. progress: told
     of tokens.
     """
-    starts = [lm.tokenizer(opening, add_special_tokens=False)["input_ids"][:OPENING] for opening in OPENINGS]
+    starts = [lm.tokenizer(opening, add_special_tokens=False)["input_ids"][:OPENING] for opening in openings]
     bos = [lm.tokenizer.bos_token_id] if lm.add_bos else []
     result = []
     for low in range(0, pieces, BATCH):
