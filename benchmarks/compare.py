@@ -28,7 +28,7 @@ from pipeline.facts.readers import read_fact_file
 from pipeline.lm.forward import Suffix
 from pipeline.lm.memory import budget, rows_within
 from pipeline.lm.model import LanguageModel
-from pipeline.lm.noise import NoiseTable, embedding_sd
+from pipeline.lm.noise import FreshNoise, NoiseTable, embedding_sd
 from pipeline.locate.tracing import FactTrace
 from pipeline.measure.probabilities import Measurement, questions
 from pipeline.settings.params import Params
@@ -175,17 +175,19 @@ def cases(lm: LanguageModel, params: Params, fact: Fact, sd: float, names: Seque
     result = []
     for name in names:
         problem = problems.PROBLEMS[name]
-        draws = params.edit.forcing_noise_samples if problem.noised else params.noise.samples
-        noise = NoiseTable(params.seed, fact.fact_id, sd, draws, lm.embedding_width)
-        prompt = known.fact_prompt(lm, fact)
-        o_noise = problems.noised_answer(lm, prompt, noise, draws) if problem.target == "noise" else None
+        of, draws = (params.seed, fact.fact_id, sd), params.edit.forcing_noise_samples if problem.noised else 0
+        o_noise = None
+        if problem.target == "noise":
+            noise = NoiseTable(*of, params.noise.samples, lm.embedding_width)
+            o_noise = problems.noised_answer(lm, known.fact_prompt(lm, fact), noise, params.noise.samples)
         target, baseline = problems.objects(problem, fact, o_noise)
         if target == baseline:  # what the run drops; for a timing any other object does
             target = fact.target_false
-        used = noise if problem.noised else None
-        request = problems.edit_request(lm, problem, fact, target, PREFIXES, used)
-        asked = questions(lm, fact, target, baseline, draws if problem.noised else 0)
-        result.append(Case(name, request, Measurement(lm, asked, used)))
+        editing = FreshNoise(*of, lm.embedding_width) if problem.noised else None
+        scoring = NoiseTable(*of, draws, lm.embedding_width, "score") if problem.noised else None
+        request = problems.edit_request(lm, problem, fact, target, PREFIXES, editing)
+        asked = questions(lm, fact, target, baseline, draws)
+        result.append(Case(name, request, Measurement(lm, asked, scoring)))
     return result
 
 

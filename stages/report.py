@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
+from pipeline.analysis.targets import function_word_targets
 from pipeline.disk import write_bytes
 from pipeline.report import figures, manifest
 from pipeline.report import page as report
@@ -44,9 +45,10 @@ def main(params: Params) -> None:
     write_csv(traced, out / "trace_by_layer.csv")
     write_json(report.metrics(regressions, scores, facts, counts), out / "metrics.json")
     write_json(run, out / "manifest.json")
+    targets = function_word_targets(edits)
     page = report.render(
         title=params.report.title, regressions=regressions, paper=paper, facts=facts, edit_counts=counts,
-        pictures=saved, run=run, model_name=model["name"].removeprefix("packaged:"),
+        targets=targets, pictures=saved, run=run, model_name=model["name"].removeprefix("packaged:"),
         n_layers=scores["layer"].nunique(), confidence=settings.confidence, samples=resampling[0],
     )  # fmt: skip
     write_bytes(out / "report.html", page.encode("utf-8"))

@@ -25,7 +25,7 @@ from pipeline.facts import known
 from pipeline.facts.fact import Fact
 from pipeline.lm.forward import Suffix
 from pipeline.lm.memory import budget, halving, rows_within
-from pipeline.lm.noise import NoiseTable
+from pipeline.lm.noise import FreshNoise, NoiseTable
 from pipeline.measure.probabilities import Measurement, Question, edit_frame, prompt_kinds, questions
 from pipeline.tables import to_arrow
 
@@ -76,6 +76,7 @@ class EditJob:
         }
         if problem.target == "noise":
             depends |= {"seed": params.seed, "sd": self.sd, "samples": params.noise.samples}
+            depends["word"] = params.edit.reversal_target
         if problem.noised:
             depends |= {"seed": params.seed, "sd": self.sd, "samples": params.edit.forcing_noise_samples}
         if problem.minimise:
@@ -109,24 +110,19 @@ class _EditWorker:
         """data/edits' rows of one fact; a fact that cannot be edited has rows that say why."""
         target = baseline = ""
         try:
-            noise = NoiseTable(self.params.seed, fact.fact_id, self.job.sd, self._draws(), self.lm.embedding_width)
-            prompt = known.fact_prompt(self.lm, fact)
-            o_noise = None
-            if self.problem.target == "noise":
-                o_noise = problems.noised_answer(self.lm, prompt, noise, self.params.noise.samples)
+            o_noise = self._noised_answer(fact) if self.problem.target == "noise" else None
             target, baseline = problems.objects(self.problem, fact, o_noise)
             if not target:
-                raise _NotEdited("dropped: under noise the model goes on with no word")
+                raise _NotEdited(f"dropped: under noise the model goes on with no {self._word()}")
             if o_noise is not None and problems.same_answer(o_noise, fact.target_true):
                 raise _NotEdited("dropped: under noise the model still says target_true")
-            forcing = self.params.edit.forcing_noise_samples if self.problem.noised else 0
-            asked = questions(self.lm, fact, target, baseline, forcing)
-            used = noise if self.problem.noised else None
-            measurement = Measurement(self.lm, asked, used)
+            editing, scoring, draws = self._forcing_noise(fact) if self.problem.noised else (None, None, 0)
+            asked = questions(self.lm, fact, target, baseline, draws)
+            measurement = Measurement(self.lm, asked, scoring)
             before = measurement.before()
             if self.problem.minimise and before[0, 0] < self.params.edit.erasure_min_p:
                 raise _NotEdited(f"dropped: p(true) is below {self.params.edit.erasure_min_p:g}")
-            edits = self._edit(problems.edit_request(self.lm, self.problem, fact, target, self.job.prefixes, used))
+            edits = self._edit(problems.edit_request(self.lm, self.problem, fact, target, self.job.prefixes, editing))
             after = self._after(measurement, edits, asked)
         except (UserError, _NotEdited) as error:
             reason = str(error) if isinstance(error, _NotEdited) else f"failed: {error}"
@@ -137,8 +133,20 @@ class _EditWorker:
         method, window = self.job.method.name, self.editor.window
         return edit_frame(fact, self.job.problem, method, window, target, baseline, before, edits, after)
 
-    def _draws(self) -> int:
-        return self.params.edit.forcing_noise_samples if self.problem.noised else self.params.noise.samples
+    def _noised_answer(self, fact: Fact) -> str:
+        samples, kind = self.params.noise.samples, self.params.edit.reversal_target
+        noise = NoiseTable(self.params.seed, fact.fact_id, self.job.sd, samples, self.lm.embedding_width)
+        return problems.noised_answer(self.lm, known.fact_prompt(self.lm, fact), noise, samples, kind)
+
+    def _word(self) -> str:
+        return "content word" if self.params.edit.reversal_target == "first_content_word" else "word"
+
+    def _forcing_noise(self, fact: Fact) -> tuple[FreshNoise, NoiseTable, int]:
+        """Noise for editing and, of another stream, for scoring, with the latter's number of draws."""
+        draws = self.params.edit.forcing_noise_samples
+        of = (self.params.seed, fact.fact_id, self.job.sd)
+        width = self.lm.embedding_width
+        return FreshNoise(*of, width), NoiseTable(*of, draws, width, "score"), draws
 
     def _edit(self, request: EditRequest) -> list[Edit]:
         def work(allowed: int) -> list[Edit]:

@@ -2,8 +2,9 @@
 
     NLL of the target + kl_factor * KL(edited || original) on "{subject} is a" + weight_decay * |delta| / |v0|^2
 
-with |delta| <= clamp_norm_factor * |v0|. Fact erasure minimises exp(-NLL) in place of the NLL (Hase et al. 2023,
-appendix).
+with |delta| <= clamp_norm_factor * |v0|. NLL is the mean over the target's tokens, and over the prompts. Fact erasure
+minimises exp(-NLL) in place of the NLL (Hase et al. 2023, appendix): of each prompt, and then the mean over the prompts
+(mean_of_exp: the mean probability), or of the mean NLL (exp_of_mean: their geometric mean, as in the published code).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Weights(Protocol):
     def kl_factor(self) -> float: ...
     @property
     def weight_decay(self) -> float: ...
+    @property
+    def erasure_loss(self) -> str: ...
 
 
 class _TargetLogsAndKL(torch.autograd.Function):
@@ -81,9 +84,14 @@ class Objective:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         reads, kl = target_logs_and_kl(logits, self.targets, self.base)
         nll = -(reads @ self.average.T)  # (E, P)
-        fit = torch.exp(-nll) if self.minimise else nll
+        if not self.minimise:
+            fit = nll.mean(-1)
+        elif self.settings.erasure_loss == "exp_of_mean":
+            fit = torch.exp(-nll.mean(-1))
+        else:
+            fit = torch.exp(-nll).mean(-1)
         decay = delta.norm(dim=-1) / v0_norm**2
-        loss = fit.mean(-1) + self.settings.kl_factor * kl + self.settings.weight_decay * decay
+        loss = fit + self.settings.kl_factor * kl + self.settings.weight_decay * decay
         return loss, torch.exp(-nll.detach()).amin(-1)
 
 
@@ -94,6 +102,11 @@ def reaches(lm: LanguageModel, request: EditRequest, layer: int) -> bool:
     0; Adam would otherwise walk wherever the rounding of a gradient that is 0 points to.
     """
     return layer < lm.n_layers - 1 or any(prompt.last_subject in prompt.reads for prompt in request.prompts)
+
+
+def stops(request: EditRequest, stop_loss: float | None, loss: float) -> bool:
+    """Whether an edit whose loss is `loss` gets no further update; erasure, whose loss is a probability, goes on."""
+    return stop_loss is not None and not request.minimise and loss < stop_loss
 
 
 def clamp_(delta: Tensor, limit: Tensor) -> None:

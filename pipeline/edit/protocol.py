@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.lm.model import LanguageModel
-from pipeline.lm.noise import NoiseTable
+from pipeline.lm.noise import FreshNoise
 from pipeline.lm.prompts import Prompt
 
 
@@ -27,14 +27,14 @@ class EditRequest:
 
     prompts: the context prefixes followed by the prompt and the target, the bare prompt first. essence: "{subject}
     is a", whose next-token distribution at the subject's last token should not move. noise: where the problem
-    noises the subject (fact forcing), prompt i gets draw i. minimise: the target's probability is to fall (fact
-    erasure).
+    noises the subject (fact forcing), the noise of the prompts, new at each step; the essence prompt gets none.
+    minimise: the target's probability is to fall (fact erasure).
     """
 
     fact_id: str
     prompts: tuple[Prompt, ...]
     essence: Prompt
-    noise: NoiseTable | None
+    noise: FreshNoise | None
     minimise: bool
 
 

@@ -1,9 +1,9 @@
 """ROME (Meng et al. 2022, section 3.1): one rank-one edit of one block's MLP down-projection.
 
 k* is the mean over context prefixes of the down-projection's input at the subject's last token; v* = v0 + delta is
-optimised for equation 4 (pipeline.edit.objective, pipeline.edit.value); and W' = W + (v* - W k) uT / (uT k),
-u = C^-1 k* (equation 2). k is the key of the bare prompt, as in the published code, or k* itself with `key: mean`
-(Gupta et al. 2024).
+optimised for equation 4 (pipeline.edit.objective, pipeline.edit.value, which says what k*, k and v0 are under noise);
+and W' = W + (v* - W k) uT / (uT k), u = C^-1 k* (equation 2). k is the key of the bare prompt, as in the published
+code, or k* itself with `key: mean` (Gupta et al. 2024).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.edit.value import MappedSite, Prepared, Site, plain_delta
 from pipeline.errors import UserError
 from pipeline.lm.memory import rows_within
 from pipeline.lm.model import LanguageModel
-from pipeline.settings.fields import LearningRate, NormFactor, Probability, Steps, Weight
+from pipeline.settings.fields import ErasureLoss, LearningRate, NormFactor, Probability, Steps, StopLoss, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,8 @@ class RomeSettings:
     clamp_norm_factor: NormFactor
     key: Annotated[Literal["prompt", "mean"], Field(description="prompt or mean")]
     leave_when: Probability
+    stop_loss: StopLoss
+    erasure_loss: ErasureLoss
 
 
 class Rome:
@@ -53,7 +55,7 @@ class Rome:
         if self.resources.path == "plain":
             return [self._plain(lm, request, layer) for layer in layers]
         found: dict[int, Edit] = {}
-        prepared = Prepared(lm, request)
+        prepared = Prepared(lm, request, self.settings.steps)
         order = sorted(set(layers))
         size = len(order)
         if memory is not None:

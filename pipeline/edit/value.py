@@ -3,6 +3,12 @@ section 3.1).
 
 Two paths with the same mathematics: `Prepared` carries the edits of all layers through one resumed forward a step,
 `plain_delta` runs whole prompts through the whole model, one edit at a time, and is what tests hold the other to.
+
+Where the request noises the subject (fact forcing), step s adds delta to the outputs under the draws of step s, which
+no other step has; the published code draws anew at each pass too. k*, k and v0 cannot be of one of these draws without
+fitting the edit to it, so they are means over the draws of all steps of the settings, whether or not an edit stops
+early: of the keys of all prompts (k*), and of the bare prompt's keys (k) and outputs (v0). As the down-projection is
+linear, v0 is W k (and bias) here too.
 """
 
 from __future__ import annotations
@@ -14,12 +20,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.edit.objective import Objective, Weights, clamp_, reaches
+from pipeline.edit.objective import Objective, Weights, clamp_, reaches, stops
 from pipeline.edit.protocol import EditRequest
 from pipeline.lm.forward import Recording, Suffix, climb, record
 from pipeline.lm.model import LanguageModel
+from pipeline.lm.noise import no_noise
 from pipeline.lm.plain import Batch, full_logits
 from pipeline.lm.prompts import pack
+
+TOKENS_AT_ONCE = 256  # of several draws in one run for the keys under noise; more gains little and takes memory
 
 
 class Descent(Weights, Protocol):
@@ -33,11 +42,16 @@ class Descent(Weights, Protocol):
     def clamp_norm_factor(self) -> float: ...
     @property
     def leave_when(self) -> float | None: ...
+    @property
+    def stop_loss(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
 class Site:
-    """What an edit needs of the unedited model at one block: keys (P, d_ff), v0 (d,), float32 or better."""
+    """What an edit needs of the unedited model at one block: keys (P, d_ff), v0 (d,), float32 or better.
+
+    Under noise both are means over the steps' draws.
+    """
 
     keys: Tensor
     v0: Tensor
@@ -59,27 +73,36 @@ def _site(lm: LanguageModel, module: torch.nn.Module, keys: Tensor, v0: Tensor) 
     return MappedSite(keys.to(precise), v0.to(precise), output)
 
 
-class Prepared:
-    """One recording of a request's prompts, and the suffix that its optimisation runs again and again."""
+def noise_rows(request: EditRequest) -> list[list[int]]:
+    """The rows of the noise of each prompt's tokens, the essence prompt's last: it gets none."""
+    rows = request.noise.rows(request.prompts) if request.noise else no_noise(request.prompts)
+    return [*rows, *no_noise([request.essence])]
 
-    def __init__(self, lm: LanguageModel, request: EditRequest):
+
+class Prepared:
+    """One recording of a request's prompts, and the suffix that its optimisation runs again and again.
+
+    draws: how many steps there are, over whose draws keys and v0 are means where the subject is noised. The recording
+    and the suffix are then of the step that `draw` was last called for; the tree of packed tokens stays what it is.
+    """
+
+    recording: Recording
+    suffix: Suffix
+
+    def __init__(self, lm: LanguageModel, request: EditRequest, draws: int = 1):
         self.lm, self.request = lm, request
         prompts = [*request.prompts, request.essence]
         ends = [len(prompt.ids) - 1 for prompt in request.prompts] + [request.essence.last_subject + 1]
-        noise_rows = [
-            request.noise.rows(prompt, i) if request.noise and i < len(request.prompts) else [-1] * len(prompt.ids)
-            for i, prompt in enumerate(prompts)
-        ]
         self.packed = pack(
             [prompt.ids[:end] for prompt, end in zip(prompts, ends, strict=True)],
-            [rows[:end] for rows, end in zip(noise_rows, ends, strict=True)],
+            [rows[:end] for rows, end in zip(noise_rows(request), ends, strict=True)],
         )
-        noise = request.noise.table[None] if request.noise else None
-        self.recording: Recording = record(lm, self.packed, noise=noise)
         where = self.packed.where
-        live = sorted({i for p, prompt in enumerate(prompts) for i in where[p][prompt.last_subject :]})
-        place = {index: s for s, index in enumerate(live)}
-        self.suffix = Suffix.after(self.recording, live)
+        self.live = sorted({i for p, prompt in enumerate(prompts) for i in where[p][prompt.last_subject :]})
+        place = {index: s for s, index in enumerate(self.live)}
+        self._drawn: int | None = None
+        self.draw(0)
+        self._means = self._sites_under_noise(draws) if request.noise else None
         device = lm.device
         self.site_index = torch.tensor(
             [where[p][prompt.last_subject] for p, prompt in enumerate(prompts)], device=device
@@ -90,7 +113,43 @@ class Prepared:
         reads = [place[where[p][j]] for p, prompt in enumerate(request.prompts) for j in prompt.reads]
         self.reads = torch.tensor([*reads, place[where[-1][-1]]], device=device)
 
+    def draw(self, step: int) -> None:
+        """Record the prompts under the noise of `step`; without noise one recording serves all steps."""
+        if self._drawn == step or (self._drawn is not None and self.request.noise is None):
+            return
+        noise = self.request.noise
+        table = None if noise is None else noise.table(self.request.prompts, step)[None]
+        self.recording = record(self.lm, self.packed, noise=table)
+        self.suffix, self._drawn = Suffix.after(self.recording, self.live), step
+
+    def _sites_under_noise(self, draws: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys (P, d_ff) and v0 (d,) of each block, means over the first `draws` steps; only the prompts' tokens up
+        to the subject's last are run.
+        """
+        assert self.request.noise is not None
+        prompts, rows = self.request.prompts, noise_rows(self.request)
+        ends = [prompt.last_subject + 1 for prompt in prompts]
+        packed = pack(
+            [prompt.ids[:end] for prompt, end in zip(prompts, ends, strict=True)],
+            [row[:end] for row, end in zip(rows[:-1], ends, strict=True)],
+        )
+        at = torch.tensor([path[-1] for path in packed.where], device=self.lm.device)
+        precise = torch.float64 if self.lm.dtype == torch.float64 else torch.float32
+        sums: list[tuple[Tensor, Tensor]] = []
+        size = max(1, TOKENS_AT_ONCE // len(packed))
+        for low in range(0, draws, size):
+            tables = [self.request.noise.table(prompts, step) for step in range(low, min(draws, low + size))]
+            recording = record(self.lm, packed, noise=torch.stack(tables))
+            seen = [
+                (keys[:, at].to(precise).sum(0), output[:, at[0]].to(precise).sum(0))
+                for keys, output in zip(recording.mlp_in, recording.mlp_out, strict=True)
+            ]
+            sums = [(k + a, v + b) for (k, v), (a, b) in zip(sums, seen, strict=True)] if sums else seen
+        return [(keys / draws, v0 / draws) for keys, v0 in sums]
+
     def site(self, layer: int) -> MappedSite:
+        if self._means is not None:
+            return _site(self.lm, self.lm.arch.down_projs[layer], *self._means[layer])
         recording, module = self.recording, self.lm.arch.down_projs[layer]
         keys = recording.mlp_in[layer][0, self.site_index[:-1]]
         return _site(self.lm, module, keys, recording.mlp_out[layer][0, self.site_index[0]])
@@ -128,6 +187,7 @@ class Prepared:
 
     def optimise(self, settings: Descent, layers: Sequence[int]) -> tuple[list[Tensor], list[float], list[int]]:
         """delta, last loss and steps of the edits at `layers` (ascending)."""
+        self.draw(0)
         with torch.no_grad():
             last = self.recording.h[-1][0, self.packed.where[-1][-1]]
             base = self.lm.arch.logits(last)
@@ -143,6 +203,7 @@ class Prepared:
                 loss, _ = objective(self.logits([layers[e]], [deltas[e]]), deltas[e][None], v0_norms[e][None])
             losses[e] = float(loss)
         for step in range(settings.steps if active else 0):
+            self.draw(step)
             optimiser.zero_grad(set_to_none=True)
             edited, changes = [layers[e] for e in active], [deltas[e] for e in active]
             if step == 0:  # all edits are the unedited model as yet, and one row has the gradients of all
@@ -151,18 +212,25 @@ class Prepared:
             else:
                 logits = self.logits(edited, changes)
                 loss, least = objective(logits, torch.stack(changes), torch.stack([v0_norms[e] for e in active]))
+            for value, e in zip(loss.detach().expand(len(active)).tolist(), active, strict=True):
+                losses[e] = value
+            stopped = {e for e in active if stops(self.request, settings.stop_loss, losses[e])}
+            if len(stopped) == len(active):
+                break
             loss.sum().backward()
+            for e in stopped:
+                deltas[e].grad = None  # Adam would go on by its momentum
             optimiser.step()
-            loss, least = loss.detach().expand(len(active)), least.expand(len(active))
             with torch.no_grad():
-                for row, e in enumerate(active):
-                    losses[e], steps[e] = float(loss[row]), steps[e] + 1
+                for e in set(active) - stopped:
+                    steps[e] += 1
                     clamp_(deltas[e], settings.clamp_norm_factor * v0_norms[e])
             if settings.leave_when is not None and not self.request.minimise:
-                done = [float(value) >= settings.leave_when for value in least]
-                active = [e for e, gone in zip(active, done, strict=True) if not gone]
-                if not active:
-                    break
+                lowest = least.expand(len(active)).tolist()
+                stopped |= {e for e, p in zip(active, lowest, strict=True) if p >= settings.leave_when}
+            active = [e for e in active if e not in stopped]
+            if not active:
+                break
         return [delta.detach() for delta in deltas], losses, steps
 
 
@@ -171,13 +239,15 @@ def plain_delta(
 ) -> tuple[MappedSite, Tensor, float, int]:
     """The reference: whole prompts through the whole model at every step; (site, delta, last loss, steps)."""
     batch = Batch.of([*request.prompts, request.essence], lm.device)
-    noise = None
-    if request.noise:
-        rows = [request.noise.rows(prompt, i) for i, prompt in enumerate(request.prompts)]
-        noise = batch.noise(request.noise.table, [*rows, [-1] * len(request.essence.ids)])
+    rows = noise_rows(request)
+
+    def noise(step: int) -> Tensor | None:
+        return batch.noise(request.noise.table(request.prompts, step), rows) if request.noise else None
+
     sites = torch.tensor([p.last_subject for p in [*request.prompts, request.essence]])
     each = torch.arange(len(sites))
-    seen: dict[str, Tensor] = {}
+    seen: tuple[list[Tensor], list[Tensor]] = [], []  # keys and v0, of each draw
+    precise = torch.float64 if lm.dtype == torch.float64 else torch.float32
     delta: Tensor | None = None
 
     def hook(_module: torch.nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
@@ -185,8 +255,8 @@ def plain_delta(
         output = output.reshape(len(sites), -1, shape[-1])
         if delta is None:
             keys = args[0].reshape(len(sites), -1, args[0].shape[-1])
-            seen["keys"] = keys[each, sites].detach().to(lm.device)
-            seen["output"] = output[each, sites].detach().to(lm.device)
+            seen[0].append(keys[each, sites][:-1].detach().to(lm.device, precise))
+            seen[1].append(output[0, sites[0]].detach().to(lm.device, precise))
             return None
         change = delta.to(output).expand(len(sites), -1)
         return output.index_put((each, sites), change, accumulate=True).reshape(shape)
@@ -196,26 +266,27 @@ def plain_delta(
     reads = torch.tensor([(p, j) for p, prompt in enumerate(request.prompts) for j in prompt.reads], device=lm.device)
     try:
         with torch.no_grad():
-            base = full_logits(lm, batch, noise)[-1, request.essence.last_subject]
+            for step in range(settings.steps if request.noise else 1):
+                base = full_logits(lm, batch, noise(step))[-1, request.essence.last_subject]
             base = (base if base.dtype == torch.float64 else base.float()).log_softmax(-1)
-        site = _site(lm, module, seen["keys"][:-1], seen["output"][0])
+        site = _site(lm, module, *(torch.stack(each_draw).mean(0) for each_draw in seen))
         objective = Objective(request, settings, base)
         v0_norm = site.v0.norm()
         delta = torch.zeros_like(site.v0, requires_grad=True)
         optimiser = torch.optim.Adam([delta], lr=settings.learning_rate)
         value, steps = float("nan"), 0
         reached = reaches(lm, request, layer)
-        for _ in range(settings.steps if reached else 1):
+        for step in range(settings.steps if reached else 1):
             optimiser.zero_grad(set_to_none=True)
-            logits = full_logits(lm, batch, noise)
+            logits = full_logits(lm, batch, noise(step))
             chosen = torch.cat([logits[reads[:, 0], reads[:, 1]], logits[-1, request.essence.last_subject][None]])[None]
             loss, least = objective(chosen, delta[None], v0_norm[None])
-            if not reached:
-                value = float(loss.detach())
+            value = float(loss.detach())
+            if not reached or stops(request, settings.stop_loss, value):
                 break
             loss.sum().backward()
             optimiser.step()
-            value, steps = float(loss.detach()), steps + 1
+            steps += 1
             with torch.no_grad():
                 clamp_(delta, settings.clamp_norm_factor * v0_norm)
             if settings.leave_when is not None and not request.minimise and float(least) >= settings.leave_when:

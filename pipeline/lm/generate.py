@@ -115,16 +115,17 @@ def sample(
     temperature: float,
     seed: int,
     progress: Callable[[int], Any] = lambda n: None,
+    openings: Sequence[str] = OPENINGS,
 ) -> Tensor:
-    """Token ids (pieces, length) sampled from the model, each after one of OPENINGS (and BOS where the model has it
-    on).
+    """Token ids (pieces, length) sampled from the model, each after one of `openings`, in turn (and BOS where the model
+    has it on).
 
     The draw of a piece depends on the seed and the batch it falls in, batches being of fixed size. progress: told
     of tokens.
     """
     lows = range(0, pieces, BATCH)
     return torch.cat(
-        [sample_batch(lm, low, min(BATCH, pieces - low), length, temperature, seed, progress) for low in lows]
+        [sample_batch(lm, low, min(BATCH, pieces - low), length, temperature, seed, progress, openings) for low in lows]
     )
 
 
@@ -137,9 +138,10 @@ def sample_batch(
     temperature: float,
     seed: int,
     progress: Callable[[int], Any] = lambda n: None,
+    openings: Sequence[str] = OPENINGS,
 ) -> Tensor:
     """Pieces `low` to `low + count - 1` of `sample`, which are one batch: (count, length)."""
-    starts = [lm.tokenizer(opening, add_special_tokens=False)["input_ids"][:OPENING] for opening in OPENINGS]
+    starts = [lm.tokenizer(opening, add_special_tokens=False)["input_ids"][:OPENING] for opening in openings]
     bos = [lm.tokenizer.bos_token_id] if lm.add_bos else []
     ids = torch.tensor([bos + starts[(low + i) % len(starts)] for i in range(count)], device=lm.device)
     generator = torch.Generator().manual_seed(derive(seed, "sample", str(low)))

@@ -65,14 +65,14 @@ def trace_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
 def trace_heatmap(trace: pd.DataFrame, facts: pd.DataFrame, example_fact: str) -> Plot:
     """One fact's tracing effect, token by layer, for the first module and window of the table.
 
-    Parameters: `example_fact` is a fact_id, or "auto" for the traced fact whose probability the noise lowered
-    most. Raises UserError where `example_fact` was not traced.
+    Parameters: `example_fact` is a fact_id, or "auto" for the fact with the largest tracing effect of that module and
+    window at any token and layer. Raises UserError where `example_fact` was not traced.
     """
     module, window = trace[["module", "window"]].iloc[0]
     trace = trace[(trace["module"] == module) & (trace["window"] == window)]
     if example_fact == "auto":
-        lost = (trace["p_clean"] - trace["p_corrupt"]).groupby(trace["fact_id"]).max()
-        chosen, how = str(lost.idxmax()), "chosen as the fact whose probability the noise lowered most"
+        effect = trace.groupby("fact_id")["effect"].max()
+        chosen, how = str(effect.idxmax()), "chosen as the fact with the largest tracing effect"
     else:
         chosen, how = example_fact, "named in params.yaml"
     one = trace[trace["fact_id"] == chosen]

@@ -160,6 +160,7 @@ def render(
     paper: pd.DataFrame,
     facts: pd.DataFrame,
     edit_counts: pd.DataFrame,
+    targets: pd.DataFrame,
     pictures: Sequence[Picture],
     run: Mapping[str, Any],
     model_name: str,
@@ -200,7 +201,22 @@ def render(
         reasons=list(reasons.items()),
         used=[_fact_row(row) for row in kept.to_dict("records")],
         edits=edit_counts.to_dict("records"),
+        target_sentence=target_sentence(targets),
         run=list(_flat(run)),
+    )
+
+
+def target_sentence(targets: pd.DataFrame) -> str:
+    """How many targets of tracing reversal are function words, from `pipeline.analysis.targets`; "" without it."""
+    rows = targets[(targets["problem"] == "tracing_reversal") & (targets["facts"] > 0)].to_dict("records")
+    if not rows:
+        return ""
+    row = rows[0]
+    which = f" ({row['examples']})" if row["function_words"] else ""
+    return (
+        f"The target of tracing reversal, what the model says under noise, is a function word{which} for "
+        f"{row['function_words']} of {facts_phrase(row['facts'])}, a share of {row['share']:.0%}; the published "
+        "code passes over no word."
     )
 
 

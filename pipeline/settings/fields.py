@@ -16,6 +16,7 @@ Module = Literal["mlp", "attn", "hidden"]
 FactsSource = Literal["embedded", "counterfact", "counterfact_flat", "known_1000", "zsre"]
 KnownRule = Literal["greedy", "within", "none"]
 Score = Literal["rewrite", "paraphrase", "paraphrase_first", "neighborhood", "overall"]
+ReversalTarget = Literal["first_word", "first_content_word"]
 TraceMeasure = Literal["fraction", "effect", "last_subject", "last_subject_fraction"]
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 
@@ -133,3 +134,5 @@ NormFactor = Annotated[float, Field(gt=0, description="a number above 0, in norm
 Probability = Annotated[
     Annotated[float, Field(gt=0, lt=1)] | None, Field(description="null, or a probability above 0 and below 1")
 ]
+StopLoss = Annotated[Annotated[float, Field(gt=0)] | None, Field(description="null, or a loss above 0")]
+ErasureLoss = Annotated[Literal["mean_of_exp", "exp_of_mean"], Field(description="mean_of_exp or exp_of_mean")]

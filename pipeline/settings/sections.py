@@ -23,6 +23,7 @@ from pipeline.settings.fields import (
     ModulePath,
     Problem,
     ProjectPath,
+    ReversalTarget,
     Score,
     Several,
     TraceMeasure,
@@ -155,6 +156,7 @@ class EditParams(Section):
     problems: Several[Problem] = Field(description=LIST_OF + ", ".join(PROBLEMS))
     layers: Literal["all"] | Several[AtLeast0] = Field(description=LAYERS)
     forcing_noise_samples: AtLeast1 = Field(description="a whole number of noise samples, at least 1")
+    reversal_target: ReversalTarget = Field(description=choices(get_args(ReversalTarget)))
     erasure_min_p: float = Field(ge=0, lt=1, description="a probability of at least 0 and below 1")
     max_failed_share: float = Field(ge=0, le=1, description="a share from 0 to 1")
 

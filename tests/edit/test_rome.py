@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from pipeline.edit.moments import Whitener, second_moments
-from pipeline.edit.objective import target_logs_and_kl
+from pipeline.edit.objective import Objective, target_logs_and_kl
 from pipeline.edit.protocol import Edit, EditRequest, LowRank, Resources
 from pipeline.edit.rome import Rome, RomeSettings
 from pipeline.edit.value import plain_delta
 from pipeline.lm.model import LanguageModel, wrap
-from pipeline.lm.noise import NoiseTable
+from pipeline.lm.noise import FreshNoise
 from pipeline.lm.plain import Batch, full_logits
 from pipeline.lm.prompts import Prompt, pack, tokenize
 from pipeline.measure.probabilities import applied
@@ -30,6 +30,8 @@ SETTINGS = RomeSettings(
     clamp_norm_factor=4.0,
     key="prompt",
     leave_when=None,
+    stop_loss=None,
+    erasure_loss="mean_of_exp",
 )
 PREFIXES = ("", "One two three. ", "Anna works. ")
 
@@ -41,7 +43,7 @@ def request_for(lm: LanguageModel, *, noised: bool = False, minimise: bool = Fal
         return tokenize(lm.tokenizer, prefix + text, subject=subject, target="Oslo", add_bos=lm.add_bos)
 
     essence = tokenize(lm.tokenizer, f"{subject} is a", subject=subject, add_bos=lm.add_bos)
-    noise = NoiseTable(0, "a", 0.1, 2, lm.arch.embedding.weight.shape[1]) if noised else None
+    noise = FreshNoise(0, "a", 0.1, lm.arch.embedding.weight.shape[1]) if noised else None
     return EditRequest("a", tuple(prompt(prefix) for prefix in PREFIXES), essence, noise, minimise)
 
 
@@ -118,11 +120,13 @@ def test_the_written_out_gradient_is_autograds() -> None:
 
 def test_rows_at_once_do_not_matter(lm: LanguageModel) -> None:
     bound = 1e-3 if lm.arch.config.model_type == "gemma2" else 1e-9
-    request, resources = request_for(lm), resources_for(lm)
-    whole = Rome(SETTINGS, resources).edit(lm, request, range(lm.n_layers))
-    parts = Rome(SETTINGS, resources).edit(lm, request, range(lm.n_layers), memory=1)
-    for one, other in zip(whole, parts, strict=True):
-        assert (factors(one)[0] - factors(other)[0]).norm() <= bound * factors(other)[0].norm()
+    resources = resources_for(lm)
+    few = replace(SETTINGS, steps=5)  # under noise
+    for settings, request in ((SETTINGS, request_for(lm)), (few, request_for(lm, noised=True))):
+        whole = Rome(settings, resources).edit(lm, request, range(lm.n_layers))
+        parts = Rome(settings, resources).edit(lm, request, range(lm.n_layers), memory=1)
+        for one, other in zip(whole, parts, strict=True):
+            assert (factors(one)[0] - factors(other)[0]).norm() <= bound * factors(other)[0].norm()
 
 
 @pytest.mark.parametrize("key", ["prompt", "mean"])
@@ -195,6 +199,51 @@ def test_leaving_early_stops_at_the_probability_and_only_there() -> None:
     assert any(edit.steps < 20 for edit in early)
     plain = Rome(replace(loose, leave_when=0.5), replace(resources, path="plain")).edit(lm, request, range(lm.n_layers))
     assert [edit.steps for edit in early] == [edit.steps for edit in plain]
+
+
+@pytest.mark.parametrize("noised", [False, True])
+def test_an_edit_stops_once_its_loss_is_low_and_erasure_does_not(noised: bool) -> None:
+    lm = random_model("llama")
+    request, resources, layers = request_for(lm, noised=noised), resources_for(lm), range(lm.n_layers - 1)
+    loose = replace(SETTINGS, weight_decay=0.0, kl_factor=0.0, clamp_norm_factor=100.0)
+    full = Rome(loose, resources).edit(lm, request, layers)
+    bound = sorted(edit.loss for edit in full)[1]  # some get there and some do not
+    settings = replace(loose, stop_loss=bound)
+    early = Rome(settings, resources).edit(lm, request, layers)
+    plain = Rome(settings, replace(resources, path="plain")).edit(lm, request, layers)
+    assert 0 < min(edit.steps for edit in early) < 20
+    for edit, other, whole in zip(early, plain, full, strict=True):
+        assert (edit.steps, edit.loss < bound) == (other.steps, edit.steps < 20)
+        assert edit.delta_norm == pytest.approx(other.delta_norm, rel=1e-6)
+        if edit.steps < 20:  # the update of that step is not made: so many steps alone give the same
+            (alone,) = Rome(replace(loose, steps=edit.steps), resources).edit(lm, request, [edit.layer])
+            assert edit.delta_norm == pytest.approx(alone.delta_norm, rel=1e-6)
+        else:
+            assert edit.delta_norm == pytest.approx(whole.delta_norm, rel=1e-6)
+    erased = Rome(replace(settings, stop_loss=10.0), resources).edit(lm, request_for(lm, minimise=True), layers)
+    assert {edit.steps for edit in erased} == {20}
+
+
+def test_the_two_forms_of_erasure() -> None:
+    """p over the prompts 0.5 and 0.02: their mean, or their geometric mean."""
+    lm = random_model("llama")
+    prompts = tuple(tokenize(lm.tokenizer, text, target="1", add_bos=False) for text in ("One", "Two"))
+    request = replace(
+        request_for(lm, minimise=True), prompts=tuple(replace(p, ids=p.ids[:2], target_start=1) for p in prompts)
+    )
+    p = torch.tensor([0.5, 0.02], dtype=torch.float64)
+    logits = torch.full((1, 3, 300), -1e9, dtype=torch.float64)
+    for row, prompt in enumerate(request.prompts):
+        logits[0, row, prompt.target_ids[0]], logits[0, row, 7] = p[row].log(), (1 - p[row]).log()
+    base = torch.zeros(300, dtype=torch.float64).log_softmax(-1)
+    logits[0, 2] = base
+    none = torch.zeros(1, 4, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    forms: list[tuple[Literal["mean_of_exp", "exp_of_mean"], float]] = [("mean_of_exp", 0.26), ("exp_of_mean", 0.1)]
+    for form, expected in forms:
+        settings = replace(SETTINGS, erasure_loss=form)
+        assert float(Objective(request, settings, base)(logits, *none)[0]) == pytest.approx(expected)
+        raising = replace(request, minimise=False)
+        assert float(Objective(raising, settings, base)(logits, *none)[0]) == pytest.approx(-float(p.log().mean()))
 
 
 def test_a_singular_moment_and_a_loss_that_is_no_number_fail_with_a_reason() -> None:

@@ -16,6 +16,7 @@ from matplotlib.text import Text
 
 from pipeline.analysis.regression import regression_table
 from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, score_table, trace_by_layer_table
+from pipeline.analysis.targets import function_word_targets
 from pipeline.errors import UserError
 from pipeline.report import figures
 from pipeline.report import page as report
@@ -71,6 +72,7 @@ def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
         paper=paper,
         facts=run.facts,
         edit_counts=counts,
+        targets=function_word_targets(run.edits),
         pictures=pictures,
         run=manifest(
             {"name": "packaged:Model", "layers": 30},
@@ -209,6 +211,28 @@ def test_the_named_example_fact_is_drawn_and_an_unknown_one_refused(made: Made) 
     assert "capital.004" in plot.caption
     with pytest.raises(UserError, match=r"report\.example_fact is nobody but must be auto or the fact_id"):
         figures.trace_heatmap(made.run.trace, made.run.facts, "nobody")
+
+
+def test_the_example_fact_is_the_one_with_the_largest_effect_and_not_with_the_largest_loss(made: Made) -> None:
+    trace = made.run.trace.copy()
+    first = (trace["module"] == "mlp") & (trace["window"] == 5)
+    largest, lost = trace["fact_id"] == "capital.003", trace["fact_id"] == "capital.007"
+    at = largest & (trace["token_index"] == 1) & (trace["layer"] == 4)
+    trace.loc[at, "effect"] = trace["effect"].max() + 0.1
+    trace.loc[lost, "p_clean"], trace.loc[lost, "p_corrupt"] = 1.0, 0.0
+    other = trace[first].assign(window=9, effect=lambda t: t["effect"] + 5 * (t["fact_id"] == "capital.001"))
+    plot = figures.trace_heatmap(pd.concat([trace, other]), made.run.facts, "auto")
+    assert "for one fact, capital.003:" in plot.caption
+    assert "chosen as the fact with the largest tracing effect" in plot.caption
+
+
+def test_the_page_says_how_many_targets_are_function_words(made: Made) -> None:
+    targets = pd.DataFrame(
+        {"problem": ["tracing_reversal"], "facts": 10, "function_words": 9, "share": 0.9, "examples": "a, the"}
+    )
+    assert "is a function word (a, the) for 9 of 10 facts, a share of 90%;" in report.target_sentence(targets)
+    assert report.target_sentence(targets[:0]) == ""
+    assert report.target_sentence(function_word_targets(made.run.edits)) in Page(made.page).text
 
 
 @pytest.mark.filterwarnings("error")
