@@ -51,7 +51,9 @@ class ModuleNames(Section):
     blocks: ModulePath = Field(description="the path of the list of blocks in the model, such as transformer.h")
     attn: ModulePath = Field(description="the path of the attention module in a block, such as attn")
     mlp: ModulePath = Field(description="the path of the MLP module in a block, such as mlp")
-    down_proj: ModulePath = Field(description="the path of the MLP's last linear map in a block, such as mlp.c_proj")
+    down_proj: ModulePath | None = Field(
+        description="the path of the MLP's last linear map in a block, such as mlp.c_proj, or null where it is experts"
+    )
     final_norm: ModulePath = Field(description="the path of the last normalization, such as transformer.ln_f")
     head: ModulePath = Field(description="the path of the map from the last block to the vocabulary, such as lm_head")
     mlp_norm: ModulePath | None = Field(
