@@ -79,7 +79,13 @@ def with_generation_settings(folder: Path) -> tuple[Any, Any]:
     lm, words = model(), tokenizer()
     lm.save_pretrained(folder)
     path = folder / "generation_config.json"
-    settings = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.9}
+    settings: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "top_k": 20,
+        "repetition_penalty": 1.9,
+    }
     settings |= {"no_repeat_ngram_size": 1, "max_length": 9, "eos_token_id": [1], "suppress_tokens": [70, 71, 72]}
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     return lm, words
