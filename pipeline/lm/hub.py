@@ -65,6 +65,6 @@ def knock(name: str) -> None:
     if why:
         raise UserError(
             f"model.name {name!r} is no folder here and, as a hub name, not in the cache of the hub's models "
-            f"({constants.HF_HUB_CACHE}), and the hub {constants.ENDPOINT} can't be reached ({why}); name a local folder, "
-            "or mend the connection or HF_ENDPOINT"
+            f"({constants.HF_HUB_CACHE}), and the hub {constants.ENDPOINT} can't be reached ({why}); name a local "
+            "folder, or mend the connection or HF_ENDPOINT"
         )
