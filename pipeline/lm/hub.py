@@ -64,6 +64,7 @@ def knock(name: str) -> None:
         why = told[-1]
     if why:
         raise UserError(
-            f"model.name {name!r} is not in the cache of the hub's models here ({constants.HF_HUB_CACHE}), and the hub "
-            f"{constants.ENDPOINT} can't be reached ({why}); name a local folder, or mend the connection or HF_ENDPOINT"
+            f"model.name {name!r} is no folder here and, as a hub name, not in the cache of the hub's models "
+            f"({constants.HF_HUB_CACHE}), and the hub {constants.ENDPOINT} can't be reached ({why}); name a local "
+            "folder, or mend the connection or HF_ENDPOINT"
         )

@@ -96,7 +96,8 @@ def test_a_hub_that_refuses_is_told_after_one_try(tmp_path: Path) -> None:
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
         told, seconds = loaded(tmp_path, address)
     assert seconds < SOON
-    assert told.startswith(f"model.name {NAME!r} is not in the cache of the hub's models here ({tmp_path / 'hub'})")
+    assert told.startswith(f"model.name {NAME!r} is no folder here and, as a hub name, not in the cache of the hub's")
+    assert f" ({tmp_path / 'hub'}), " in told
     assert f"the hub {address} can't be reached (" in told
     assert "refused" in told
 
