@@ -26,7 +26,7 @@ Method = Literal["rome"]
 Module = Literal["mlp", "attn", "hidden"]
 FactsSource = Literal["embedded", "counterfact", "counterfact_flat", "known_1000", "zsre"]
 KnownRule = Literal["greedy", "within", "none"]
-Score = Literal["rewrite", "paraphrase", "paraphrase_first", "neighborhood", "overall"]
+Score = Literal["rewrite", "paraphrase", "paraphrase_first", "neighborhood", "neighborhood_first", "overall"]
 TraceMeasure = Literal["fraction", "effect", "last_subject", "last_subject_fraction"]
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 
@@ -304,7 +304,10 @@ class RegressionsParams(Section):
 
     scores: Several[Score] = Field(description=_LIST_OF + ", ".join(SCORES))
     trace_measures: Several[TraceMeasure] = Field(description=_LIST_OF + ", ".join(TRACE_MEASURES))
+    null_layers: Literal["drop", "keep"] = Field(description="drop or keep")
     bootstrap_samples: AtLeast1 = Field(description="a whole number of resamples, at least 1")
+    permutations: AtLeast1 = Field(description="a whole number of dealings, at least 1")
+    folds: Annotated[int, Field(ge=2, le=1000)] = Field(description="a whole number of folds, 2 to 1000")
     confidence: float = Field(gt=0, lt=1, description="a share above 0 and below 1, such as 0.95")
 
 
@@ -395,6 +398,7 @@ def _contradictions(params: Params) -> Iterator[str]:
         ("paraphrase", "max_paraphrases", params.facts.max_paraphrases),
         ("paraphrase_first", "max_paraphrases", params.facts.max_paraphrases),
         ("neighborhood", "max_neighborhood", params.facts.max_neighborhood),
+        ("neighborhood_first", "max_neighborhood", params.facts.max_neighborhood),
     ):
         if count == 0 and score in regressions.scores:
             yield f"regressions.scores holds {score} but facts.{key} is 0; raise it, or drop that score"
@@ -402,11 +406,12 @@ def _contradictions(params: Params) -> Iterator[str]:
             yield f"regressions.scores holds overall, which needs {score}, but facts.{key} is 0; raise it"
     # Below this, no resample lies beyond either end of the interval and its ends are just the extremes.
     least = round(2 / (1 - regressions.confidence))
-    if regressions.bootstrap_samples < least:
-        yield (
-            f"regressions.bootstrap_samples is {regressions.bootstrap_samples} but must be at least {least} "
-            f"for a confidence of {regressions.confidence:g}"
-        )
+    for key in ("bootstrap_samples", "permutations"):
+        if getattr(regressions, key) < least:
+            yield (
+                f"regressions.{key} is {getattr(regressions, key)} but must be at least {least} "
+                f"for a confidence of {regressions.confidence:g}"
+            )
 
 
 def load(path: str | Path = "params.yaml") -> Params:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from pipeline import figures, report
 from pipeline.params import Params
+from pipeline.profiles import Resampling
 from pipeline.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
 from pipeline.tables import EDITS, FACTS, SCORES, TRACE, read, read_record, write_bytes, write_json
 from stages._run import run_stage
@@ -22,11 +23,16 @@ def main(params: Params) -> None:
     paper = report.read_paper(data / "paper" / "hase2023_r2.csv")
     model = read_record(data / "model.json", name=str)
     settings = params.regressions
-    resampling = (settings.bootstrap_samples, settings.confidence, params.seed)
+    plan = Resampling(
+        samples=settings.bootstrap_samples,
+        permutations=settings.permutations,
+        confidence=settings.confidence,
+        seed=params.seed,
+    )
 
     counts = count_edits(edits, params.edit.erasure_min_p)
-    rewrite = rewrite_by_layer_table(scores, *resampling)
-    traced = trace_by_layer_table(trace, *resampling)
+    rewrite = rewrite_by_layer_table(scores, plan)
+    traced = trace_by_layer_table(trace, plan)
     plots = [
         figures.trace_by_layer(traced, settings.confidence),
         figures.trace_heatmap(trace, facts, params.report.example_fact),
@@ -48,7 +54,7 @@ def main(params: Params) -> None:
     page = report.render(
         title=params.report.title, regressions=regressions, paper=paper, facts=facts, edit_counts=counts,
         pictures=saved, run=run, model_name=model["name"].removeprefix("packaged:"),
-        n_layers=scores["layer"].nunique(), confidence=settings.confidence, samples=resampling[0],
+        n_layers=scores["layer"].nunique(), confidence=settings.confidence, permutations=plan.permutations,
     )  # fmt: skip
     write_bytes(out / "report.html", page.encode("utf-8"))
 

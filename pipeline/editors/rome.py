@@ -16,7 +16,7 @@ Two paths with the same mathematics: `fast` carries the edits of all layers thro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -130,7 +130,7 @@ class Rome:
     def edit(self, lm: LanguageModel, request: EditRequest, layers: Sequence[int]) -> list[Edit]:
         """One edit for each of `layers`, in their order."""
         if self.path == "plain":
-            return [self._plain(lm, request, layer) for layer in layers]
+            return [self._marked(lm, request, self._plain(lm, request, layer)) for layer in layers]
         found: dict[int, Edit] = {}
         prepared = Prepared(lm, request)
         order = sorted(set(layers))
@@ -140,7 +140,11 @@ class Rome:
             deltas, losses, steps = prepared.optimise(self.settings, chosen)
             for row, layer in enumerate(chosen):
                 found[layer] = self._finish(layer, prepared.site(layer), deltas[row], losses[row], steps[row])
-        return [found[layer] for layer in layers]
+        return [self._marked(lm, request, found[layer]) for layer in layers]
+
+    def _marked(self, lm: LanguageModel, request: EditRequest, edit: Edit) -> Edit:
+        """`edit`, which says whether it could reach the answer."""
+        return replace(edit, acts=reaches(lm, request, edit.layer))
 
     def _plain(self, lm: LanguageModel, request: EditRequest, layer: int) -> Edit:
         site, delta, loss, steps = plain_delta(lm, request, self.settings, layer)
