@@ -19,14 +19,15 @@ from pipeline.profiles import Profiles
 
 _Floats = NDArray[np.float64]
 
-# Facts of each relation: as in a small run, in a run of 100 facts, and in CounterFact's 34 relations.
+# Facts of each relation: as in small runs, in a run of 100 facts, and in CounterFact's 34 relations.
 SIZES = {
     10: (3, 3, 2, 2),
     12: (3, 3, 3, 3),
+    40: (10, 8, 7, 6, 5, 4),
     100: (24, 20, 16, 14, 12, 8, 6),
     652: (*(40,) * 6, *(25,) * 10, *(15,) * 6, *(9,) * 6, *(3,) * 6),
 }
-LAYERS = {10: 30, 12: 30, 100: 30, 652: 9}
+LAYERS = {10: 30, 12: 30, 40: 30, 100: 30, 652: 9}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +109,12 @@ def moments(world: World, effects: _Floats, facts: int, rng: np.random.Generator
 def calibrated(layers: int, icc: float, kind: str, gain: float) -> World:
     """The world of this kind whose gain over all relations is `gain`."""
     low, high = 0.0, 3.0 if kind == "layer" else 1.0
-    for _ in range(14 if gain else 0):
+    for _ in range(11 if gain else 0):
         middle = (low + high) / 2
         world = World(layers=layers, icc=icc, kind=kind, strength=middle)
         rng = np.random.default_rng(1)
-        effects = world.relation_effects(rng, 400)
-        found = moments(world, effects, 100, rng).gain(np.full(400, 1 / 400))
+        effects = world.relation_effects(rng, 200)
+        found = moments(world, effects, 200, rng).gain(np.full(200, 1 / 200))
         low, high = (middle, high) if found < gain else (low, middle)
     return World(layers=layers, icc=icc, kind=kind, strength=(low + high) / 2 if gain else 0.0)
 

@@ -14,7 +14,8 @@ distribution is that of noise squared (skewed, variance V) and further off close
 V + v * gain. A bootstrap percentile interval misses the first, and a clipped one says nothing at 0. Here the test is
 inverted: a gain g is in the interval if the observed gain is between the tail quantiles of (gain of dealt traces -
 their mean) + sqrt(g * v) * t + g, less what chance no longer adds at g; v is four times the jackknife variance of the
-root of r2_diff (facts within relations), t has facts - relations degrees of freedom. Where g <= 0 the second term is absent: the interval may reach below 0, and lies above 0 just where the
+root of r2_diff (facts within relations), t has the degrees of freedom of that
+variance, which heavy tails lower below facts - relations. Where g <= 0 the second term is absent: the interval may reach below 0, and lies above 0 just where the
 one-sided permutation test over all facts rejects.
 """
 
@@ -23,7 +24,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import stats
 
 from pipeline.profiles import Profiles, Resampling
 from pipeline.seeds import derive
@@ -103,12 +104,13 @@ def gain_inference(facts: Profiles, r2_diff: float, chance: float, plan: Resampl
     dealt = dealt_r2_diff(facts, over_all)
     enough = facts.n_dealings >= MIN_DEALINGS
     pvalue = permutation_pvalue(r2_diff, dealt_r2_diff(facts, within)) if enough else np.nan
+    variance, freedom = root_variance(facts, common=False)
     spread = Spread(
         noise=dealt - dealt.mean(),
-        rate=4 * root_variance(facts, common=False),
+        rate=4 * variance,
         chance=chance,
         room=float((facts.y**2).sum()) / facts.total,
-        freedom=facts.n_facts - facts.n_relations,
+        freedom=freedom,
         seed=plan.seed,
     )
     tail = (1 - plan.confidence) / 2
@@ -116,8 +118,9 @@ def gain_inference(facts: Profiles, r2_diff: float, chance: float, plan: Resampl
     return Gain(low=ends[0], high=ends[1], bound=ends[2], pvalue=pvalue, pvalue_all=permutation_pvalue(r2_diff, dealt))
 
 
-def root_variance(facts: Profiles, common: bool) -> float:
-    """Jackknife variance, by facts within relations, of the square root of what the trace adds to R².
+def root_variance(facts: Profiles, common: bool) -> tuple[float, float]:
+    """Jackknife variance, by facts within relations, of the square root of what the trace adds to R², and its
+    degrees of freedom.
 
     common: with one slope for all layers (the root then has the slope's sign), else with one in each layer. A gain g has about
     4 g times this variance, beside what it has at 0.
@@ -152,35 +155,34 @@ class Spread:
     rate: float
     chance: float
     room: float
-    freedom: int
+    freedom: float
     seed: int
 
-    def quantile(self, g: float, level: float) -> float:
-        """The `level` quantile of estimates where the gain is g."""
-        if g <= 0:
-            return g + float(np.quantile(self.noise, level))
-        share = min(g / self.room, 1.0)
-        scores = _scores(len(self.noise), max(self.freedom, 1), self.seed)
-        scattered = np.quantile(self.noise + np.sqrt(g * self.rate) * scores, level)
-        return g - self.chance * share * (2 - share) + float(scattered)
+    def quantile(self, gains: _Floats, level: float) -> _Floats:
+        """The `level` quantile of estimates where the gain is each of `gains` >= 0, (G,)."""
+        share = np.minimum(gains / self.room, 1.0)
+        scores = _scores(len(self.noise), round(self.freedom, 1), self.seed)
+        scattered = self.noise + np.sqrt(gains * self.rate)[:, None] * scores
+        place = round(level * (len(self.noise) - 1))
+        return gains - self.chance * share * (2 - share) + np.partition(scattered, place, axis=1)[:, place]
 
     def invert(self, estimate: float, level: float) -> float:
-        """The g of which `estimate` is the `level` quantile; the largest, where there are several."""
-        flat = estimate - float(np.quantile(self.noise, level))
+        """The gain of which `estimate` is the `level` quantile; the largest, where there are several."""
+        low, high = 0.0, self.room
+        flat = estimate - float(self.quantile(np.zeros(1), level)[0])
         if flat <= 0:
             return flat
-        steps = self.room * np.linspace(0, 1, 81) ** 2
-        below = [i for i, g in enumerate(steps) if self.quantile(g, level) < estimate]
-        start = max(below, default=0)
-        if not below or start == len(steps) - 1:
-            return float(steps[start])
-        return float(
-            optimize.brentq(lambda g: self.quantile(g, level) - estimate, steps[start], steps[start + 1], xtol=1e-9)
-        )
+        for power in (2, 1, 1):  # ever finer grids; the first is finest near 0
+            gains = low + (high - low) * np.linspace(0, 1, 41) ** power
+            below = np.flatnonzero(self.quantile(gains, level) < estimate)
+            if not len(below) or below[-1] == len(gains) - 1:
+                return float(gains[below[-1]] if len(below) else low)
+            low, high = float(gains[below[-1]]), float(gains[below[-1] + 1])
+        return (low + high) / 2
 
 
-@lru_cache(maxsize=8)
-def _scores(count: int, freedom: int, seed: int) -> _Floats:
+@lru_cache(maxsize=64)
+def _scores(count: int, freedom: float, seed: int) -> _Floats:
     """Student's t at evenly spaced levels, in random order."""
     levels = (np.arange(count) + 0.5) / count
     return np.random.default_rng(derive(seed, "normal scores")).permutation(stats.t.ppf(levels, freedom))

@@ -5,7 +5,7 @@ teachers should know about the bootstrap", section 5.2).
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import factorial, prod
 
 import numpy as np
@@ -94,16 +94,21 @@ class Profiles:
         np.add.at(sums, self.relation, values)
         return sums
 
-    def variance_of_sum(self, values: _Floats) -> float:
-        """Variance of the sum of `values` (F,) over facts drawn within their relations.
+    def variance_of_sum(self, values: _Floats) -> tuple[float, float]:
+        """Variance of the sum of `values` (F,) over facts drawn within their relations, and its degrees of freedom.
 
-        A fact that is alone in its relation is compared with all facts.
+        A fact that is alone in its relation is compared with all facts. The degrees of freedom are half those of a
+        chi-square that scatters as the estimate does by the values' fourth moment, which a sample understates; at most
+        facts - relations, at least 1. The half comes from simulation (docs/statistics.md).
         """
         size = self.sizes[self.relation]
         alone = size == 1
         center = np.where(alone, values.mean(), (self.by_relation(values) / self.sizes)[self.relation])
         left = np.where(alone, 1, size / np.maximum(size - 1, 1))
-        return float((left * (values - center) ** 2).sum())
+        squares = left * (values - center) ** 2
+        whole, scatter = float(squares.sum()), float(((squares - squares.mean()) ** 2).sum())
+        most = max(self.n_facts - self.n_relations, 1)
+        return whole, float(np.clip(whole**2 / scatter, 1, most)) if scatter > 0 else most
 
 
 def standardized(rows: pd.DataFrame) -> pd.DataFrame:
@@ -168,6 +173,7 @@ def r2_layer_and_diff(facts: Profiles) -> tuple[float, float]:
     return 1 - float(yy.sum()) / facts.total, float(np.minimum(explained, yy).sum()) / facts.total
 
 
+@lru_cache(maxsize=1024)
 def expanded_levels(count: int, confidence: float) -> tuple[float, float]:
     """Quantile levels of a percentile interval over `count` >= 2 resampled units, widened to Student's t.
 

@@ -206,12 +206,13 @@ def held_out(facts: Profiles, count: int, plan: Resampling) -> HeldOut:
     orders = dealings(np.zeros_like(facts.relation), plan.permutations, plan.seed)
     dealt = dealt_cv_gain(facts, fold, orders) / total
     price = float(dealt.mean())
+    variance, freedom = root_variance(facts, common=True)
     spread = Spread(
         noise=dealt - price,
-        rate=4 * root_variance(facts, common=True),
+        rate=4 * variance,
         chance=0.0,
         room=1.0,
-        freedom=facts.n_facts - facts.n_relations,
+        freedom=freedom,
         seed=plan.seed,
     )
     tail = (1 - plan.confidence) / 2
