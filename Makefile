@@ -21,7 +21,7 @@ FUZZ_SECONDS ?= 300
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro status prune test test-slow test-cpus fuzz lint audit bench bench-gpu clean
+.PHONY: help setup repro status prune test test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -94,6 +94,9 @@ bench: $(READY)  ## speed and memory beside the plain path
 
 bench-gpu: $(READY)  ## the same on a GPU
 	@python -m benchmarks.gpu
+
+simulate: $(READY)  ## size, power and coverage of the report's tests and intervals; an hour
+	@python -m benchmarks.simulate --write
 
 clean:  ## remove tables, reports and the tools' caches; keep .venv, models and results kept per fact
 	rm -rf data/*.parquet data/*.json data/edits data/statistics data/timings dvc_plots build ./*.egg-info

@@ -31,11 +31,12 @@ EDITS = {
     "fact_id": TEXT, "problem": TEXT, "method": TEXT, "window": WHOLE, "layer": WHOLE, "prompt_kind": TEXT,
     "prompt_index": WHOLE, "target": TEXT, "p_pre": NUMBER, "p_post": NUMBER, "baseline": TEXT,
     "p_baseline_pre": NUMBER, "p_baseline_post": NUMBER, "delta_norm": NUMBER, "steps": WHOLE, "loss": NUMBER,
-    "status": TEXT,
+    "status": TEXT, "acts": TRUTH,
 }  # fmt: skip
 SCORES = {
-    "fact_id": TEXT, "relation": TEXT, "problem": TEXT, "method": TEXT, "window": WHOLE, "layer": WHOLE,
-    "rewrite": NUMBER, "paraphrase": NUMBER, "paraphrase_first": NUMBER, "neighborhood": NUMBER, "overall": NUMBER,
+    "fact_id": TEXT, "relation": TEXT, "problem": TEXT, "method": TEXT, "window": WHOLE, "layer": WHOLE, "acts": TRUTH,
+    "rewrite": NUMBER, "paraphrase": NUMBER, "paraphrase_first": NUMBER, "neighborhood": NUMBER,
+    "neighborhood_first": NUMBER, "overall": NUMBER,
     "trace_module": TEXT, "trace_window": WHOLE, "fraction": NUMBER, "effect": NUMBER, "last_subject": NUMBER,
     "last_subject_fraction": NUMBER,
 }  # fmt: skip

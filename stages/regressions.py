@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.analysis.regression import regression_table
+from pipeline.analysis.profiles import Resampling
+from pipeline.analysis.regression import Design, regression_table
 from pipeline.settings.params import Params
 from pipeline.tables import SCORES, read, write_csv
 from stages._run import run_stage
@@ -11,14 +12,13 @@ from stages._run import run_stage
 def main(params: Params) -> None:
     """Run every regression that params names, with intervals and tests."""
     settings = params.regressions
-    table = regression_table(
-        read(Path("data/scores.parquet"), SCORES),
-        settings.scores,
-        settings.trace_measures,
-        settings.bootstrap_samples,
-        settings.confidence,
-        params.seed,
+    design = Design(
+        keep_null_layers=settings.null_layers == "keep",
+        folds=settings.folds,
+        plan=Resampling(**settings.resampling, seed=params.seed),
     )
+    scores = read(Path("data/scores.parquet"), SCORES)
+    table = regression_table(scores, settings.scores, settings.trace_measures, design)
     write_csv(table, Path("reports/regressions.csv"))
 
 

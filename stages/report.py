@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
 from pipeline.analysis.targets import function_word_targets
 from pipeline.disk import write_bytes
@@ -22,11 +23,10 @@ def main(params: Params) -> None:
     paper = report.read_paper(data / "paper" / "hase2023_r2.csv")
     model = read_record(data / "model.json", name=str)
     settings = params.regressions
-    resampling = (settings.bootstrap_samples, settings.confidence, params.seed)
-
+    plan = Resampling(**settings.resampling, seed=params.seed)
     counts = count_edits(edits, params.edit.erasure_min_p)
-    rewrite = rewrite_by_layer_table(scores, *resampling)
-    traced = trace_by_layer_table(trace, *resampling)
+    rewrite = rewrite_by_layer_table(scores, plan)
+    traced = trace_by_layer_table(trace, plan)
     plots = [
         figures.trace_by_layer(traced, settings.confidence),
         figures.trace_heatmap(trace, facts, params.report.example_fact),
@@ -43,13 +43,13 @@ def main(params: Params) -> None:
     )
     write_csv(rewrite, out / "rewrite_by_layer.csv")
     write_csv(traced, out / "trace_by_layer.csv")
-    write_json(report.metrics(regressions, scores, facts, counts), out / "metrics.json")
-    write_json(run, out / "manifest.json")
     targets = function_word_targets(edits)
+    write_json(report.metrics(regressions, scores, facts, counts, targets), out / "metrics.json")
+    write_json(run, out / "manifest.json")
     page = report.render(
         title=params.report.title, regressions=regressions, paper=paper, facts=facts, edit_counts=counts,
         targets=targets, pictures=saved, run=run, model_name=model["name"].removeprefix("packaged:"),
-        n_layers=scores["layer"].nunique(), confidence=settings.confidence, samples=resampling[0],
+        n_layers=scores["layer"].nunique(), confidence=settings.confidence, permutations=plan.permutations,
     )  # fmt: skip
     write_bytes(out / "report.html", page.encode("utf-8"))
 

@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.analysis.regression import mean_interval
+from pipeline.analysis.profiles import Resampling, mean_interval
 from pipeline.errors import UserError
 
 TRACE_MEASURES = ("fraction", "effect", "last_subject", "last_subject_fraction")
 SCORE_COLUMNS = (
     "fact_id", "relation", "problem", "method", "window", "layer",
-    "rewrite", "paraphrase", "paraphrase_first", "neighborhood", "overall",
+    "acts",
+    "rewrite", "paraphrase", "paraphrase_first", "neighborhood", "neighborhood_first", "overall",
     "trace_module", "trace_window", *TRACE_MEASURES,
 )  # fmt: skip
 
@@ -86,13 +87,17 @@ def score_table(edits: pd.DataFrame, facts: pd.DataFrame, trace: pd.DataFrame, e
     trace : trace.parquet; one row per fact, module, window, token and layer.
     erasure_min_p : a fact whose p(true) on its own prompt lies below this has too little to erase.
 
-    Returns ------- DataFrame with the columns SCORE_COLUMNS. An edit that failed (status not "ok"), and an
-    erasure of a fact below `erasure_min_p`, keeps its row with NaN scores; `count_edits` counts them. A score
-    over several prompts is the mean of the prompts' scores, left out those that are NaN; `overall` is NaN
-    unless all three of its parts are numbers.
+    Returns
+    -------
+    DataFrame with the columns SCORE_COLUMNS. An edit that failed (status not "ok"), and an erasure of a fact below
+    `erasure_min_p`, keeps its row with NaN scores; `count_edits` counts them. A score over several prompts is the mean
+    of the prompts' scores, left out those that are NaN; paraphrase_first and neighborhood_first are of the first prompt
+    alone, as Hase et al.'s code scores. `overall` is NaN unless all three of its parts are numbers. `acts` is False
+    where the edit cannot reach the answer.
 
     Raises
-    ------ UserError
+    ------
+    UserError
         Where an edited fact is not in `facts`, or was not traced at a layer where it was edited, or a prompt
         occurs twice.
     """
@@ -156,7 +161,7 @@ def count_edits(edits: pd.DataFrame, erasure_min_p: float) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "problem", "reason", "edits", "facts"])
 
 
-def trace_by_layer_table(trace: pd.DataFrame, samples: int, confidence: float, seed: int) -> pd.DataFrame:
+def trace_by_layer_table(trace: pd.DataFrame, plan: Resampling) -> pd.DataFrame:
     """Mean tracing effect by layer, over facts: columns module, window, line, layer, effect, low, high, n.
 
     `line` says which tokens: the largest effect over all tokens of a prompt, or the mean over its tokens of
@@ -170,27 +175,27 @@ def trace_by_layer_table(trace: pd.DataFrame, samples: int, confidence: float, s
                 continue
             effects = chosen.groupby(["fact_id", "layer"])["effect"]
             profile = (effects.max() if roles is None else effects.mean()).unstack("layer").sort_index(axis=1)
-            means = _means_by(profile, samples, confidence, seed, "effect")
+            means = _means_by(profile, plan, "effect")
             tables.append(means.assign(module=module, window=window, line=line))
     columns = ["module", "window", "line", "layer", "effect", "low", "high", "n"]
     return pd.concat(tables, ignore_index=True)[columns]
 
 
-def rewrite_by_layer_table(scores: pd.DataFrame, samples: int, confidence: float, seed: int) -> pd.DataFrame:
+def rewrite_by_layer_table(scores: pd.DataFrame, plan: Resampling) -> pd.DataFrame:
     """Mean rewrite score by edited layer, over facts: columns method, problem, layer, rewrite, low, high,
     n."""
     once = scores.drop_duplicates(["method", "problem", "fact_id", "window", "layer"])
     tables = []
     for (method, problem), group in once.groupby(["method", "problem"], sort=False):
         profile = group.pivot_table(index="fact_id", columns="layer", values="rewrite", dropna=False).sort_index()
-        means = _means_by(profile, samples, confidence, seed, "rewrite")
+        means = _means_by(profile, plan, "rewrite")
         tables.append(means.assign(method=method, problem=problem))
     return pd.concat(tables, ignore_index=True)[["method", "problem", "layer", "rewrite", "low", "high", "n"]]
 
 
-def _means_by(profile: pd.DataFrame, samples: int, confidence: float, seed: int, name: str) -> pd.DataFrame:
+def _means_by(profile: pd.DataFrame, plan: Resampling, name: str) -> pd.DataFrame:
     """Means over facts of a table facts by layers: columns layer, `name`, low, high, n."""
-    mean, low, high, n = mean_interval(profile.to_numpy(float), samples, confidence, seed)
+    mean, low, high, n = mean_interval(profile.to_numpy(float), plan)
     layers = profile.columns.to_numpy()
     return pd.DataFrame({"layer": layers, name: mean, "low": low, "high": high, "n": n})
 
@@ -212,6 +217,7 @@ def _edit_scores(edits: pd.DataFrame, erasure_min_p: float) -> pd.DataFrame:
         paraphrase=np.where(kind == "paraphrase", moved, np.nan),
         paraphrase_first=np.where((kind == "paraphrase") & (edits["prompt_index"] == 0), moved, np.nan),
         neighborhood=np.where(kind == "neighborhood", still, np.nan),
+        neighborhood_first=np.where((kind == "neighborhood") & (edits["prompt_index"] == 0), still, np.nan),
     )
     scores = prompts.groupby(_EDIT, sort=True).mean()
     parts = scores[["rewrite", "paraphrase", "neighborhood"]]
@@ -225,13 +231,14 @@ def _edit_scores(edits: pd.DataFrame, erasure_min_p: float) -> pd.DataFrame:
         )
     left_out = (own["status"] != "ok") | _too_small(own.reset_index(), erasure_min_p).to_numpy()
     scores.loc[left_out] = np.nan
+    scores.insert(0, "acts", own["acts"].astype(bool))
     return scores.reset_index()
 
 
 def _own_prompt(edits: pd.DataFrame) -> pd.DataFrame:
-    """Status and p_pre of each edit, from its row for the fact's own prompt; indexed by the keys of an
+    """Status, p_pre and acts of each edit, from its row for the fact's own prompt; indexed by the keys of an
     edit."""
-    return edits[edits["prompt_kind"] == "rewrite"].set_index(_EDIT)[["status", "p_pre"]]
+    return edits[edits["prompt_kind"] == "rewrite"].set_index(_EDIT)[["status", "p_pre", "acts"]]
 
 
 def _too_small(own: pd.DataFrame, erasure_min_p: float) -> "pd.Series[bool]":

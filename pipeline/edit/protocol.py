@@ -82,7 +82,7 @@ class Edit:
     """One edit. layer: the (centre) layer it stands for. status: "ok", or why there is no update.
 
     delta_norm: length of v* - v0 before the update. loss: the last loss that was computed. steps: optimisation
-    steps taken.
+    steps taken. acts: False where nothing that the method does at this layer can reach the answer.
     """
 
     layer: int
@@ -91,6 +91,7 @@ class Edit:
     loss: float
     steps: int
     status: str = "ok"
+    acts: bool = True
 
     @property
     def lowest(self) -> int:

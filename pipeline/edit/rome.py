@@ -9,13 +9,14 @@ code, or k* itself with `key: mean` (Gupta et al. 2024).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from pipeline.edit.moments import Whitener
+from pipeline.edit.objective import reaches
 from pipeline.edit.protocol import Edit, EditRequest, LowRank, Method, Resources, failed, usable
 from pipeline.edit.value import MappedSite, Prepared, Site, plain_delta
 from pipeline.errors import UserError
@@ -53,7 +54,7 @@ class Rome:
     ) -> list[Edit]:
         """One edit for each of `layers`, in their order. memory: bytes that a batch may take, None for all at once."""
         if self.resources.path == "plain":
-            return [self._plain(lm, request, layer) for layer in layers]
+            return [self._marked(lm, request, self._plain(lm, request, layer)) for layer in layers]
         found: dict[int, Edit] = {}
         prepared = Prepared(lm, request, self.settings.steps)
         order = sorted(set(layers))
@@ -66,7 +67,11 @@ class Rome:
             deltas, losses, steps = prepared.optimise(self.settings, chosen)
             for row, layer in enumerate(chosen):
                 found[layer] = self._finish(layer, prepared.site(layer), deltas[row], losses[row], steps[row])
-        return [found[layer] for layer in layers]
+        return [self._marked(lm, request, found[layer]) for layer in layers]
+
+    def _marked(self, lm: LanguageModel, request: EditRequest, edit: Edit) -> Edit:
+        """`edit`, which says whether it could reach the answer."""
+        return replace(edit, acts=reaches(lm, request, edit.layer))
 
     def _plain(self, lm: LanguageModel, request: EditRequest, layer: int) -> Edit:
         site, delta, loss, steps = plain_delta(lm, request, self.settings, layer)

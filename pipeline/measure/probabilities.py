@@ -234,6 +234,7 @@ def edit_frame(
             "steps": edit.steps,
             "loss": edit.loss,
             "status": edit.status,
+            "acts": edit.acts,
         }
         for e, edit in enumerate(edits)
         for q, (kind, index) in enumerate(kinds)

@@ -16,9 +16,18 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pipeline.analysis.regression import chance_r2_diff
 from pipeline.errors import UserError
-from pipeline.report.plots import Plot, bands, facts_phrase, fitted_line, legend_below, panels, style, words
+from pipeline.report.plots import (
+    PAPER_SCORES,
+    Plot,
+    bands,
+    facts_phrase,
+    fitted_line,
+    legend_below,
+    panels,
+    style,
+    words,
+)
 
 _LAYER = "layer (counted from 0)"
 _EDIT_LAYER = "edited layer (counted from 0)"
@@ -240,11 +249,11 @@ def r2_bars(regressions: pd.DataFrame, paper: pd.DataFrame) -> Plot:
                 place, np.nan_to_num(added), left=np.nan_to_num(layer), height=0.62, color=palette[1],
                 hatch="////", ec="white", lw=0, label="added by the trace",
             )  # fmt: skip
-            chance = [chance_r2_diff(r2, n) for r2, n in zip(layer, at["n_facts"].to_numpy(float), strict=True)]
-            for y, more, luck in zip(place, added, chance, strict=True):
+            for y, more, luck in zip(place, added, at["chance"].to_numpy(float), strict=True):
                 told = "not defined" if np.isnan(more) else f"+{more:.3f} (chance {luck:.3f})"
                 ax.text(1.05, y, told, va="center", ha="left", fontsize=8)
-            known = [published["r2_layer"].get((score, problem), np.nan) for problem in problems]
+            theirs = PAPER_SCORES.get(score)
+            known = [published["r2_layer"].get((theirs, problem), np.nan) for problem in problems]
             ax.scatter(
                 known,
                 place,

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.analysis.regression import REGRESSION_COLUMNS, chance_r2_diff
+from pipeline.analysis.regression import REGRESSION_COLUMNS
+from pipeline.analysis.trust import MIN_FACTS_SHOWN, shown, withheld
 from pipeline.errors import UserError
-from pipeline.report.plots import facts_phrase, words
+from pipeline.report.plots import PAPER_SCORES, facts_phrase, words
 
 PAPER_COLUMNS = (
     "score",
@@ -33,7 +34,10 @@ PAPER_COLUMNS = (
 )
 
 _VARIANT = ["method", "trace_module", "trace_window", "trace_measure"]
-_R2 = ("r2_layer", "r2_trace", "r2_both", "r2_diff")
+_METRICS = (
+    "r2_layer", "r2_trace", "r2_both", "r2_diff", "chance", "gain", "gain_low", "gain_high", "gain_bound",
+    "permutation_pvalue", "within_slope", "within_pvalue", "cv_gain", "n_facts",
+)  # fmt: skip
 _SVG_LIMIT = 1_000_000  # bytes; a figure of more points than this is lighter as pixels
 
 
@@ -86,9 +90,12 @@ def headline(regressions: pd.DataFrame) -> pd.DataFrame:
 
 
 def answer(regressions: pd.DataFrame, model_name: str, confidence: float) -> str:
-    """What this run answers to "does localization inform editing?", in sentences made of its numbers."""
+    """What this run answers to "does localization inform editing?", in sentences made of its numbers.
+
+    Found is what a test corrected by Holm over the whole table rejects; nothing is said by a number that is withheld.
+    """
     rows = headline(regressions)
-    defined = rows.dropna(subset=["r2_layer", "r2_diff", "r2_diff_low"])
+    defined = rows.dropna(subset=["r2_layer", "r2_diff", "chance"])
     method, score = str(rows["method"].iloc[0]).upper(), words(str(rows["score"].iloc[0]))
     if defined.empty:
         most = facts_phrase(int(rows["n_facts"].max()))
@@ -97,47 +104,83 @@ def answer(regressions: pd.DataFrame, model_name: str, confidence: float) -> str
             f"no regression of the {score} score is defined."
         )
     problems = _listed([words(problem) for problem in defined["problem"]])
-    chance = [chance_r2_diff(row.r2_layer, row.n_facts) for row in defined.itertuples()]
-    counts = _range(defined["n_facts"], "{:.0f}")
     start = (
-        f"In {model_name}, edited with {method} on {counts} facts, the edited layer alone explains "
-        f"{_range(defined['r2_layer'] * 100, '{:.0f}')}% of the variance of the {score} score ({problems}). "
+        f"In {model_name}, edited with {method} on {_range(defined['n_facts'], '{:.0f}')} facts, the "
+        "edited layer alone "
+        f"explains {_range(defined['r2_layer'] * 100, '{:.0f}')}% of the variance of the {score} score ({problems}). "
         f"Knowing each fact's tracing effect as well adds {_range(defined['r2_diff'] * 100, '{:.1f}')} "
         "points, where a trace dealt to facts at random would add "
-        f"{_range(pd.Series(chance) * 100, '{:.1f}')}."
+        f"{_range(defined['chance'] * 100, '{:.1f}')}."
     )
-    above = defined[defined["r2_diff_low"] > 0]
-    interval = f"The {confidence:.0%} interval of that addition"
-    if above.empty:
-        where = "" if len(defined) == 1 else f" for each of the {len(defined)} problems"
-        most = defined["r2_diff_high"].max() * 100
-        return (
-            f"{start} {interval} includes 0{where}: these facts give no sign that localization says where to "
-            f"edit, though they do not rule out an addition of up to {most:.1f} points."
+    printed = pd.DataFrame([shown(row) for row in defined.to_dict("records")])
+    sentences = [_said_of_facts(printed, 1 - confidence), _said_of_layers(printed, 1 - confidence)]
+    bounds = printed["gain_bound"].dropna().astype(float)
+    if len(bounds):
+        sentences.append(
+            "For facts of these relations, a gain over chance above "
+            f"{_range(bounds.clip(lower=0) * 100, '{:.1f}')} points "
+            f"is ruled out at {confidence:.0%}."
         )
-    found = _listed(
-        [f"{words(row.problem)} (at least {row.r2_diff_low * 100:.1f} points)" for row in above.itertuples()]
-    )
-    rest = [words(problem) for problem in defined.loc[defined["r2_diff_low"] <= 0, "problem"]]
-    others = f", and includes 0 for {_listed(rest)}" if rest else ""
+    told = [sentence for sentence in sentences if sentence]
+    if not told:
+        return (
+            f"{start} With fewer than {MIN_FACTS_SHOWN} facts, or no two of one relation, these facts decide nothing."
+        )
+    return " ".join([start, *told])
+
+
+def _said_of_facts(printed: pd.DataFrame, level: float) -> str:
+    """Whether the trace of a fact goes with its scores at all, among facts of one relation; "" where untested."""
+    tested = printed.dropna(subset=["permutation_holm"])
+    if tested.empty:
+        return ""
+    found = tested[tested["permutation_holm"].astype(float) <= level]
+    if found.empty:
+        least = tested["permutation_holm"].astype(float).min()
+        return (
+            "Among facts of one relation, that is not shown to be more than chance for any problem "
+            "(smallest corrected "
+            f"p {least:.2g}), which is no proof that it is chance."
+        )
+    names = _listed([words(problem) for problem in found["problem"]])
+    return f"Among facts of one relation, that is more than chance for {names}; this may be that some facts are easier."
+
+
+def _said_of_layers(printed: pd.DataFrame, level: float) -> str:
+    """Whether a fact edits better at the layers where it traces higher; "" where untested."""
+    tested = printed.dropna(subset=["within_holm"])
+    if tested.empty:
+        return ""
+    found = tested[tested["within_holm"].astype(float) <= level]
+    if found.empty:
+        return "Within a fact, edits are not shown to go better, or worse, at the layers where it traces higher."
+    parts = []
+    for word, group in (("better", found[found["within_slope"] > 0]), ("worse", found[found["within_slope"] <= 0])):
+        if len(group):
+            parts.append(f"{word} for {_listed([words(problem) for problem in group['problem']])}")
     return (
-        f"{start} {interval} excludes 0 for {found}{others}. "
-        "Where it excludes 0, localization says something about where to edit."
+        f"Within a fact, edits go, at the layers where it traces higher than its relation does, {' and '.join(parts)}."
     )
 
 
 def metrics(
-    regressions: pd.DataFrame, scores: pd.DataFrame, facts: pd.DataFrame, edit_counts: pd.DataFrame
+    regressions: pd.DataFrame,
+    scores: pd.DataFrame,
+    facts: pd.DataFrame,
+    edit_counts: pd.DataFrame,
+    targets: pd.DataFrame,
 ) -> dict[str, Any]:
     """Numbers for reports/metrics.json, nested by method and problem; undefined ones are left out.
 
     R² of the headline regressions, and of the mean rewrite score over facts its best layer (counted from 0),
-    the value there, and its mean over layers. `edit_counts` comes from `pipeline.analysis.scores.count_edits`.
+    the value there, and its mean over layers; of targets the share that are function words. `edit_counts` comes from
+    `pipeline.analysis.scores.count_edits`, `targets` from `pipeline.analysis.targets`.
     """
     scored = int(edit_counts.loc[edit_counts["reason"] == "", "edits"].sum())
     result: dict[str, Any] = {
         "facts": {"candidates": len(facts), "used": int(facts["kept"].sum())},
         "edits": {"scored": scored, "left_out": int(edit_counts["edits"].sum()) - scored},
+        "function_word_targets": _numbers(dict(zip(targets["problem"], targets["share"], strict=True))),
     }
     once = scores.drop_duplicates(["method", "problem", "fact_id", "window", "layer"])
     for (method, problem), group in once.groupby(["method", "problem"], sort=False):
@@ -147,9 +190,7 @@ def metrics(
             result.setdefault(str(method), {})[str(problem)] = {"rewrite": _numbers(numbers)}
     for row in headline(regressions).to_dict("records"):
         of_problem = result.setdefault(str(row["method"]), {}).setdefault(str(row["problem"]), {})
-        of_problem[f"{row['score']}_r2"] = _numbers(
-            {name.removeprefix("r2_"): row[name] for name in (*_R2, "r2_diff_low", "r2_diff_high", "n_facts")}
-        )
+        of_problem[f"{row['score']}_r2"] = _numbers({name.removeprefix("r2_"): row[name] for name in _METRICS})
     return result
 
 
@@ -166,13 +207,13 @@ def render(
     model_name: str,
     n_layers: int,
     confidence: float,
-    samples: int,
+    permutations: int,
 ) -> str:
     """The whole page as text.
 
     Parameters: regressions.csv's table, the published table (`read_paper`), facts.parquet, the counts of
     `pipeline.analysis.scores.count_edits`, saved figures in their order, the manifest, the model's name and number of
-    blocks, the intervals' confidence and the number of bootstrap resamples.
+    blocks, the intervals' confidence and the number of dealings of traces.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -194,9 +235,12 @@ def render(
         pictures=[picture._asdict() | {"uri": _data_uri(picture)} for picture in pictures],
         n_facts=int(headline(regressions)["n_facts"].max()),
         n_layers=n_layers,
-        n_tests=len(regressions),
+        n_regressions=len(regressions),
+        n_tests=int(regressions["permutation_pvalue"].notna().sum()),
+        n_slopes=int(regressions["within_pvalue"].notna().sum()),
+        reasons_withheld=_withheld(regressions),
         confidence=f"{confidence:.0%}",
-        samples=samples,
+        permutations=permutations,
         n_candidates=len(facts),
         reasons=list(reasons.items()),
         used=[_fact_row(row) for row in kept.to_dict("records")],
@@ -221,8 +265,9 @@ def target_sentence(targets: pd.DataFrame) -> str:
 
 
 def r2_tables(regressions: pd.DataFrame, paper: pd.DataFrame) -> list[dict[str, Any]]:
-    """The R² tables of the page, the headline's first: name, rows (ours, chance, the paper's row or None),
-    notes."""
+    """The R² tables of the page, the headline's first: name, rows (ours without what is withheld, the paper's row or
+    None), notes.
+    """
     first = headline(regressions).iloc[0]
     groups = list(regressions.groupby([*_VARIANT, "score"], sort=False))
     # A stable sort: only the headline's table moves, to the front.
@@ -235,15 +280,22 @@ def r2_tables(regressions: pd.DataFrame, paper: pd.DataFrame) -> list[dict[str, 
     for (method, module, window, measure, score), group in groups:
         rows, notes = [], []
         for ours in group.to_dict("records"):
-            theirs = published.get((str(method).lower(), score, ours["problem"]))
+            theirs = published.get((str(method).lower(), PAPER_SCORES.get(score), ours["problem"]))
             if theirs is not None and theirs["note"]:
                 notes.append(f"{words(ours['problem'])}: {theirs['note']}")
-            chance = chance_r2_diff(ours["r2_layer"], ours["n_facts"])
-            rows.append({"ours": ours, "chance": chance, "paper": theirs})
+            rows.append({"ours": shown(ours), "paper": theirs})
         variant = f"{words(measure)}, {module}, window {window}"
         name = f"{words(score).capitalize()} score, {str(method).upper()}; trace: {variant}"
         tables.append({"name": name, "rows": rows, "notes": notes, "paper": any(row["paper"] for row in rows)})
     return tables
+
+
+def _withheld(regressions: pd.DataFrame) -> list[tuple[str, str]]:
+    """(statistic, reason) of all that is withheld in any row and has a value there."""
+    found: dict[str, str] = {}
+    for row in regressions.to_dict("records"):
+        found |= {name: why for name, why in withheld(row).items() if not math.isnan(row[name])}
+    return sorted(found.items())
 
 
 def _fact_row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,14 +35,16 @@ def default_run(folder: Path) -> str:
     minutes = sum(stage["seconds"] for stage in run["stages"].values()) / 60
     memory = max(stage["peak_gb"] for stage in run["stages"].values())
     table = [
-        f"| {words(row.problem)} | {row.r2_layer:.3f} | {row.r2_layer_all:.3f} | {row.r2_trace:.3f} | {row.r2_diff:.3f} | "
+        f"| {words(row.problem)} | {row.r2_layer:.3f} | {row.r2_layer_all:.3f} | {row.r2_trace:.3f} | "
+        f"{row.r2_diff:.3f} | "
         f"{row.chance:.3f} | {_p(row.permutation_pvalue)} | {_p(row.within_pvalue)} | {row.n_facts} x {row.n_layers} |"
         for row in rows.itertuples()
     ]
     facts, relations = int(rows["n_facts"].max()), int(rows["n_relations"].max())
     return "\n".join(
         [
-            f"`make repro` as it comes edits {facts} facts of {relations} relations in {run['model']['name'].split(':')[-1]} at "
+            f"`make repro` as it comes edits {facts} facts of {relations} relations in "
+            f"{run['model']['name'].split(':')[-1]} at "
             f"every block that can act ([page](reports/default-run/report.html), "
             "[all regressions](reports/default-run/regressions.csv)). R² of ROME's rewrite score:",
             "",
@@ -51,14 +53,19 @@ def default_run(folder: Path) -> str:
             "|---|---|---|---|---|---|---|---|---|",
             *table,
             "",
-            f"The edited layer explains {_range(rows['r2_layer'])} of the variance, and {_range(rows['r2_layer_all'])} with the "
-            "last block, where ROME cannot reach an answer that is read at a later token and scores 0 by structure. What the trace "
+            f"The edited layer explains {_range(rows['r2_layer'])} of the variance, and "
+            f"{_range(rows['r2_layer_all'])} with the "
+            "last block, where ROME cannot reach an answer that is read at a later token and scores "
+            "0 by structure. What the trace "
             f"adds, {_range(rows['r2_diff'])}, is to be held against what a trace dealt to facts at random would add, "
-            f"{_range(rows['chance'])}; with {facts} facts, intervals of the difference are not given, as they do not hold their "
+            f"{_range(rows['chance'])}; with {facts} facts, intervals of the difference are not "
+            "given, as they do not hold their "
             "coverage ([docs/statistics.md](docs/statistics.md)). "
-            f"Fact forcing is scored on {edit['forcing_noise_samples']} noise draws that editing never sees, traces are means over "
+            f"Fact forcing is scored on {edit['forcing_noise_samples']} noise draws that editing "
+            "never sees, traces are means over "
             f"{noise['samples']}. {_reversal(folder)}"
-            f"The stages took {minutes:.1f} minutes on {run['machine']['cpus']} CPU cores, and {memory:.1f} GB of memory at the most.",
+            f"The stages took {minutes:.1f} minutes on {run['machine']['cpus']} CPU cores, and "
+            f"{memory:.1f} GB of memory at the most.",
         ]
     )
 
@@ -74,7 +81,8 @@ def reference_run(folder: Path, paper: pd.DataFrame) -> str:
     for row in rows.itertuples():
         published = theirs.loc[row.problem]
         table.append(
-            f"| {words(row.problem)} | {row.r2_acting:.3f} | {row.r2_layer:.3f} | {row.r2_trace:.3f} | {row.r2_diff:.3f} | "
+            f"| {words(row.problem)} | {row.r2_acting:.3f} | {row.r2_layer:.3f} | {row.r2_trace:.3f} "
+            f"| {row.r2_diff:.3f} | "
             f"{row.chance:.3f} | {row.n_facts} x {row.n_rows // row.n_facts} | "
             f"{published['r2_layer']:.3f}, {published['r2_trace']:.3f}, {published['r2_both']:.3f} |"
         )
@@ -82,17 +90,22 @@ def reference_run(folder: Path, paper: pd.DataFrame) -> str:
     return "\n".join(
         [
             "A larger run, computed by an earlier version and to be computed anew: 100 facts of seven relations "
-            "([page](reports/reference/report.html), [all regressions](reports/reference/regressions.csv)). Known to be wrong "
-            "with it: fact forcing was scored on the noise that it was optimised on and is left out, the trace's additions have no "
-            "interval that holds its coverage, and one neighborhood prompt in forty was about the edited subject itself.",
+            "([page](reports/reference/report.html), [all "
+            "regressions](reports/reference/regressions.csv)). Known to be wrong "
+            "with it: fact forcing was scored on the noise that it was optimised on and is left out, "
+            "the trace's additions have no "
+            "interval that holds its coverage, and one neighborhood prompt in forty was about the "
+            "edited subject itself.",
             "",
-            "| problem | layer | layer, null block kept | trace | added by the trace | added by chance | facts x layers | "
+            "| problem | layer | layer, null block kept | trace | added by the trace | added by "
+            "chance | facts x layers | "
             "GPT-J in the paper: layer, trace, both |",
             "|---|---|---|---|---|---|---|---|",
             *table,
             "",
             f"Without the block that cannot act, the layer explains {_range(rows['r2_acting'])} in place of "
-            f"{_range(rows['r2_layer'])}; in the paper's GPT-J, whose grid has such a block too (27), {worst:.3f} to {best:.3f}. "
+            f"{_range(rows['r2_layer'])}; in the paper's GPT-J, whose grid has such a block too (27), "
+            f"{worst:.3f} to {best:.3f}. "
             f"The trace adds {_range(rows['r2_diff'])}, where chance adds {_range(rows['chance'])}.",
         ]
     )
@@ -118,15 +131,17 @@ def _between(means: pd.DataFrame) -> float:
 
 def _headline(folder: Path) -> pd.DataFrame:
     table = pd.read_csv(folder / "regressions.csv")
-    return table[(table["score"] == HEADLINE[0]) & (table["trace_measure"] == HEADLINE[1]) & (table["method"] == "rome")]
+    return table[
+        (table["score"] == HEADLINE[0]) & (table["trace_measure"] == HEADLINE[1]) & (table["method"] == "rome")
+    ]
 
 
 def _reversal(folder: Path) -> str:
-    found = read_json(folder / "metrics.json").get("targets", {}).get("tracing_reversal", {})
-    if "function_words" not in found:
+    share = read_json(folder / "metrics.json")["function_word_targets"].get("tracing_reversal")
+    if share is None:
         return ""
     return (
-        f"{found['function_words']:.0%} of the targets of tracing reversal are function words such as \"a\" "
+        f'{share:.0%} of the targets of tracing reversal are function words such as "a" '
         "(`edit.reversal_target` offers others). "
     )
 
@@ -152,7 +167,9 @@ def filled(text: str, new: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.report.readme", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 where something would change")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit status 1 where something would change"
+    )
     asked = parser.parse_args(arguments)
     try:
         old = README.read_text("utf-8")

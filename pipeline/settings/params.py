@@ -92,6 +92,7 @@ def _contradictions(params: Params) -> Iterator[str]:
         ("paraphrase", "max_paraphrases", params.facts.max_paraphrases),
         ("paraphrase_first", "max_paraphrases", params.facts.max_paraphrases),
         ("neighborhood", "max_neighborhood", params.facts.max_neighborhood),
+        ("neighborhood_first", "max_neighborhood", params.facts.max_neighborhood),
     ):
         if count == 0 and score in regressions.scores:
             yield f"regressions.scores holds {score} but facts.{key} is 0; raise it, or drop that score"
@@ -99,11 +100,12 @@ def _contradictions(params: Params) -> Iterator[str]:
             yield f"regressions.scores holds overall, which needs {score}, but facts.{key} is 0; raise it"
     # Below this, no resample lies beyond either end of the interval and its ends are just the extremes.
     least = round(2 / (1 - regressions.confidence))
-    if regressions.bootstrap_samples < least:
-        yield (
-            f"regressions.bootstrap_samples is {regressions.bootstrap_samples} but must be at least {least} "
-            f"for a confidence of {regressions.confidence:g}"
-        )
+    for key in ("bootstrap_samples", "permutations"):
+        if getattr(regressions, key) < least:
+            yield (
+                f"regressions.{key} is {getattr(regressions, key)} but must be at least {least} "
+                f"for a confidence of {regressions.confidence:g}"
+            )
 
 
 def load(path: str | Path = "params.yaml", methods: Mapping[str, type] | None = None) -> Params:

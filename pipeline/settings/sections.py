@@ -1,7 +1,7 @@
 """The sections of params.yaml, but for those of the editing methods, which pipeline.edit describes."""
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -172,8 +172,16 @@ class RegressionsParams(Section):
 
     scores: Several[Score] = Field(description=LIST_OF + ", ".join(SCORES))
     trace_measures: Several[TraceMeasure] = Field(description=LIST_OF + ", ".join(TRACE_MEASURES))
+    null_layers: Literal["drop", "keep"] = Field(description="drop or keep")
     bootstrap_samples: AtLeast1 = Field(description="a whole number of resamples, at least 1")
+    permutations: AtLeast1 = Field(description="a whole number of dealings, at least 1")
+    folds: Annotated[int, Field(ge=2, le=1000)] = Field(description="a whole number of folds, 2 to 1000")
     confidence: float = Field(gt=0, lt=1, description="a share above 0 and below 1, such as 0.95")
+
+    @property
+    def resampling(self) -> dict[str, Any]:
+        """What `pipeline.analysis.profiles.Resampling` wants beside the seed."""
+        return {"samples": self.bootstrap_samples, "permutations": self.permutations, "confidence": self.confidence}
 
 
 class ReportParams(Section):

@@ -120,6 +120,7 @@ def _edits(ids: list[str], n_layers: int, rng: np.random.Generator) -> pd.DataFr
                             "p_pre": pre,
                             "p_post": pre * (1 - share) if falls else pre + (1 - pre) * share,
                             "status": "ok",
+                            "acts": True,
                         }
                     )
                 )

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.scores import (
     SCORE_COLUMNS,
     count_edits,
@@ -21,6 +22,7 @@ from pipeline.errors import UserError
 from tests.analysis.synthetic import PROBLEMS, make_run
 
 NAN = float("nan")
+PLAN = Resampling(samples=200, permutations=40, confidence=0.9, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,14 @@ def test_formulas_take_arrays() -> None:
 
 def edit(kind: str, index: int, p_pre: float, p_post: float, **other: object) -> dict[str, object]:
     row = {"fact_id": "a", "problem": "error_injection", "method": "rome", "window": 1, "layer": 4}
-    prompt = {"prompt_kind": kind, "prompt_index": index, "p_pre": p_pre, "p_post": p_post, "status": "ok"}
+    prompt = {
+        "prompt_kind": kind,
+        "prompt_index": index,
+        "p_pre": p_pre,
+        "p_post": p_post,
+        "status": "ok",
+        "acts": True,
+    }
     return row | prompt | other
 
 
@@ -147,6 +156,8 @@ def test_a_row_by_hand() -> None:
     assert row["paraphrase"] == pytest.approx(0.1)
     assert row["paraphrase_first"] == pytest.approx(0.2)
     assert row["neighborhood"] == pytest.approx(0.75)
+    assert row["neighborhood_first"] == pytest.approx(0.5)
+    assert row["acts"] is True
     assert row["overall"] == pytest.approx((0.5 + 0.1 + 0.75) / 3)
     assert (row["fraction"], row["effect"]) == (0.5, 0.4)
     assert (row["last_subject"], row["last_subject_fraction"]) == (0.2, 0.25)
@@ -174,7 +185,7 @@ def test_erasure_is_scored_by_its_fall_and_only_above_the_least_p() -> None:
 def test_failed_edits_have_no_score_and_are_counted() -> None:
     run = make_run(4, 6)
     failed = score_table(run.edits, run.facts, run.trace, 0.02).query("problem == 'error_injection' and layer == 3")
-    values = failed.set_index("fact_id")[["rewrite", "paraphrase", "paraphrase_first", "neighborhood", "overall"]]
+    values = failed.set_index("fact_id")[[*SCORE_COLUMNS[7:13]]]
     assert values.loc["capital.000"].isna().all()
     assert values.drop("capital.000").notna().all(axis=None)
     counts = count_edits(run.edits, 0.02).query("problem == 'error_injection'")
@@ -223,7 +234,7 @@ def test_tables_that_do_not_fit_together(
 def test_tables_by_layer_hold_means_over_facts() -> None:
     run = make_run(5, 4)
     scores = score_table(run.edits, run.facts, run.trace, 0.02)
-    rewrite = rewrite_by_layer_table(scores, samples=200, confidence=0.9, seed=0)
+    rewrite = rewrite_by_layer_table(scores, PLAN)
     means = scores.groupby(["problem", "layer"])["rewrite"].agg(["mean", "count"])
     found = rewrite.set_index(["problem", "layer"]).loc[means.index]
     assert found["rewrite"].to_numpy() == pytest.approx(means["mean"].to_numpy())
@@ -232,7 +243,7 @@ def test_tables_by_layer_hold_means_over_facts() -> None:
     assert (rewrite["low"] <= rewrite["rewrite"]).all()
     assert (rewrite["rewrite"] <= rewrite["high"]).all()
 
-    traced = trace_by_layer_table(run.trace, samples=200, confidence=0.9, seed=0).set_index(["line", "layer"])
+    traced = trace_by_layer_table(run.trace, PLAN).set_index(["line", "layer"])
     largest = run.trace.groupby(["fact_id", "layer"])["effect"].max().groupby("layer").mean()
     assert traced.loc["largest over all tokens", "effect"].to_numpy() == pytest.approx(largest.to_numpy())
     between = run.trace[run.trace["token_role"].isin(["first_subsequent", "further"])]
@@ -245,5 +256,12 @@ def test_tables_by_layer_count_a_trace_variant_once() -> None:
     run = make_run(4, 3)
     once = score_table(run.edits, run.facts, run.trace, 0.02)
     twice = score_table(run.edits, run.facts, pd.concat([run.trace, run.trace.assign(window=1)]), 0.02)
-    tables = [rewrite_by_layer_table(scores, 100, 0.9, 0) for scores in (once, twice)]
+    tables = [rewrite_by_layer_table(scores, PLAN) for scores in (once, twice)]
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_an_edit_that_cannot_act_is_marked_and_keeps_its_scores() -> None:
+    rows = pd.DataFrame([row | {"acts": False} for row in EDITS])
+    (row,) = score_table(rows, FACTS, TRACE, erasure_min_p=0.02).to_dict("records")
+    assert row["acts"] is False
+    assert row["rewrite"] == pytest.approx(0.5)

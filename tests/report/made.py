@@ -1,0 +1,118 @@
+"""A made-up run with its tables, figures and page, for the tests of the report."""
+
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline.analysis.profiles import Resampling
+from pipeline.analysis.regression import Design, regression_table
+from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, score_table, trace_by_layer_table
+from pipeline.analysis.targets import function_word_targets
+from pipeline.report import figures
+from pipeline.report import page as report
+from pipeline.report.manifest import manifest
+from pipeline.report.plots import Plot
+from tests.analysis.synthetic import Run, make_run
+
+PLAN = Resampling(samples=100, permutations=99, confidence=0.95, seed=0)
+DESIGN = Design(keep_null_layers=False, folds=5, plan=PLAN)
+NASTY = "<script>alert('$x$ & y')</script>"
+PAPER = Path(__file__).parents[2] / "data" / "paper" / "hase2023_r2.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A made-up run with its tables, figures and page."""
+
+    run: Run
+    scores: pd.DataFrame
+    regressions: pd.DataFrame
+    counts: pd.DataFrame
+    plots: list[Plot]
+    pictures: list[report.Picture]
+    page: str
+
+
+@pytest.fixture(scope="module")
+def paper() -> pd.DataFrame:
+    return report.read_paper(PAPER)
+
+
+def draw(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame, paper: pd.DataFrame) -> list[Plot]:
+    return [
+        figures.trace_by_layer(trace_by_layer_table(run.trace, PLAN), 0.95),
+        figures.trace_heatmap(run.trace, run.facts, "auto"),
+        figures.rewrite_by_layer(rewrite_by_layer_table(scores, PLAN), 0.95),
+        figures.score_against_trace(scores, "rewrite", "fraction"),
+        figures.r2_bars(regressions, paper),
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("figures")
+    run = make_run(12, 30, subject=NASTY)
+    scores = score_table(run.edits, run.facts, run.trace, 0.02)
+    regressions = regression_table(scores, ["rewrite", "overall"], ["fraction"], DESIGN)
+    counts = count_edits(run.edits, 0.02)
+    plots = draw(run, scores, regressions, paper)
+    pictures = [report.Picture(plot.title, plot.caption, *plot.save(folder, 60)) for plot in plots]
+    page = report.render(
+        title="Title & <b>more</b>",
+        regressions=regressions,
+        paper=paper,
+        facts=run.facts,
+        edit_counts=counts,
+        targets=function_word_targets(run.edits),
+        pictures=pictures,
+        run=manifest(
+            {"name": "packaged:Model", "layers": 30},
+            {"text": NASTY, "condition": [1.5, 2.5]},
+            {"seed": 7, "edit": {"methods": ["rome"], "problems": ["fact_erasure"]}},
+            [{"stage": "trace", "seconds": 12.5, "versions": {"torch": "2.0"}}],
+        ),
+        model_name="Model",
+        n_layers=30,
+        confidence=0.95,
+        permutations=99,
+    )
+    return Made(
+        run=run,
+        scores=scores,
+        regressions=regressions,
+        counts=counts,
+        plots=plots,
+        pictures=pictures,
+        page=page,
+    )
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the nesting's errors, and the visible text."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr", "wbr"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self.text += " "
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data

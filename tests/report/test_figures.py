@@ -1,0 +1,86 @@
+"""Figures of a made-up run: they show the tables, and their captions say over what and on how many facts."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+from pipeline.errors import UserError
+from pipeline.report import figures
+from pipeline.report.plots import fitted_line
+from tests.analysis.synthetic import PROBLEMS
+from tests.report.made import Made, draw
+
+
+def test_figures_show_the_tables(made: Made) -> None:
+    by_layer, heatmap, rewrite, panels, bars = (plot.figure for plot in made.plots)
+    assert len(by_layer.axes[0].get_lines()) == 6  # five lines and zero
+    grid = heatmap.axes[0].collections[0].get_array()
+    assert grid is not None
+    assert grid.size == 6 * 30
+    assert [text.get_text() for text in heatmap.axes[0].get_yticklabels()][:3] == [
+        "The",
+        "capital$ *",
+        "of *",
+    ]
+    line = rewrite.axes[0].get_lines()[0]
+    means = made.scores.query("problem == 'error_injection'").groupby("layer")["rewrite"].mean()
+    assert np.asarray(line.get_ydata(), dtype=float) == pytest.approx(means.to_numpy())
+    shown = [ax for ax in panels.axes if ax.get_visible()]
+    assert len(shown) == 30
+    assert [ax.get_title().split()[0] for ax in shown] == [str(layer) for layer in range(30)]
+    points = sum(len(np.asarray(ax.collections[0].get_offsets())) for ax in shown)
+    assert points == 12 * 30 - 1  # the failed edit
+    drawn = [patch for patch in bars.axes[0].patches if isinstance(patch, Rectangle)]
+    widths = [bar.get_width() for bar in drawn[: len(PROBLEMS)]]
+    assert widths == pytest.approx(made.regressions.query("score == 'rewrite'")["r2_layer"].tolist())
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_captions_say_over_what_and_on_how_many(made: Made, number: int) -> None:
+    plot = made.plots[number]
+    assert re.search(r"\b12 facts|for one fact, capital\.\d{3}", plot.caption)
+    assert re.search(r"mean|averaged", plot.caption)
+    labels = [text.get_text() for text in plot.figure.findobj(Text) if isinstance(text, Text)]
+    if plot.name != "r2_bars":
+        assert any("counted from 0" in label for label in labels)
+
+
+def test_the_same_tables_give_the_same_bytes(made: Made, paper: pd.DataFrame, tmp_path: Path) -> None:
+    again = draw(made.run, made.scores, made.regressions, paper)
+    for plot, picture in zip(again, made.pictures, strict=True):
+        svg, png = plot.save(tmp_path, 60)
+        assert svg.read_bytes() == picture.svg.read_bytes(), plot.name
+        assert png.read_bytes() == picture.png.read_bytes(), plot.name
+
+
+def test_the_named_example_fact_is_drawn_and_an_unknown_one_refused(made: Made) -> None:
+    plot = figures.trace_heatmap(made.run.trace, made.run.facts, "capital.004")
+    assert "capital.004" in plot.caption
+    with pytest.raises(UserError, match=r"report\.example_fact is nobody but must be auto or the fact_id"):
+        figures.trace_heatmap(made.run.trace, made.run.facts, "nobody")
+
+
+def test_the_example_fact_is_the_one_with_the_largest_effect_and_not_with_the_largest_loss(made: Made) -> None:
+    trace = made.run.trace.copy()
+    first = (trace["module"] == "mlp") & (trace["window"] == 5)
+    largest, lost = trace["fact_id"] == "capital.003", trace["fact_id"] == "capital.007"
+    at = largest & (trace["token_index"] == 1) & (trace["layer"] == 4)
+    trace.loc[at, "effect"] = trace["effect"].max() + 0.1
+    trace.loc[lost, "p_clean"], trace.loc[lost, "p_corrupt"] = 1.0, 0.0
+    other = trace[first].assign(window=9, effect=lambda t: t["effect"] + 5 * (t["fact_id"] == "capital.001"))
+    plot = figures.trace_heatmap(pd.concat([trace, other]), made.run.facts, "auto")
+    assert "for one fact, capital.003:" in plot.caption
+    assert "chosen as the fact with the largest tracing effect" in plot.caption
+
+
+def test_fitted_lines() -> None:
+    x = np.array([0.0, 1.0, 2.0])
+    assert fitted_line(x, np.array([0.6, 1.0, 0.8])) == pytest.approx((0.7, 0.1, 0.25))
+    assert fitted_line(x, np.full(3, 0.5)) == pytest.approx((0.5, 0.0, 0.0))
+    assert fitted_line(np.full(3, 0.1), x) is None
+    assert fitted_line(x[:1], x[:1]) is None
