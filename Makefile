@@ -21,7 +21,7 @@ FUZZ_SECONDS ?= 300
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro status prune test test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
+.PHONY: help setup repro default-run readme status prune test test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -44,6 +44,15 @@ repro: $(READY)  ## run what is not up to date; PRESET=NAME first copies presets
 	fi; \
 	python -m stages.params params.yaml
 	@dvc repro
+
+default-run: $(READY)  ## repro PRESET=default, and keep its small results in reports/default-run
+	@$(MAKE) repro PRESET=default
+	@cp params.yaml reports/{manifest.json,metrics.json,regressions.csv,report.html,rewrite_by_layer.csv,trace_by_layer.csv} \
+	  reports/figures/rewrite_by_layer.png reports/default-run/
+	@python -m pipeline.report.readme
+
+readme: $(READY)  ## the README's results, from the committed tables
+	@python -m pipeline.report.readme
 
 status: $(READY)  ## what is done, what is left, for how long, in how much space
 	@python -m stages.status
