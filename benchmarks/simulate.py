@@ -1,8 +1,8 @@
 """Size, power and coverage of every test and interval of the report, on made-up facts: `make simulate`.
 
 Results are kept by situation in benchmarks/simulation.json, so that a run goes on where it was stopped;
-docs/statistics.md holds the table, written by --write. Truths come from populations of 3,000 facts a relation and are those of the run's own relations;
-that of the held-out gain is its mean over the runs on the same relations.
+docs/statistics.md holds the table, written by --write. Truths come from populations of 3,000 facts a relation and are
+those of the run's own relations; that of the held-out gain is its mean over the runs on the same relations.
 """
 
 import argparse
@@ -62,7 +62,8 @@ def simulate(
 ) -> dict[str, Any]:
     """Shares (0 to 1) of `runs` made-up tables in which tests reject at 5 % and 95 % intervals hold the truth.
 
-    population: facts of each relation that truths come from. strength: of the world, where it is known to give the gain.
+    population: facts of each relation that truths come from. strength: of the world, where it is known to give the
+    gain.
     """
     layers = LAYERS[situation.facts]
     if strength is None:
@@ -93,7 +94,9 @@ def simulate(
         truth[place::SETS] = truth[place::SETS].mean()
     held = [low <= t <= high for t, (_, low, high) in zip(truth, targets, strict=True)]
     shares = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    return asdict(situation) | {"runs": runs, "permutations": permutations} | shares | {"cv_cover": float(np.mean(held))}
+    return (
+        asdict(situation) | {"runs": runs, "permutations": permutations} | shares | {"cv_cover": float(np.mean(held))}
+    )
 
 
 def _run(
@@ -158,7 +161,9 @@ def as_table(results: list[dict[str, Any]]) -> str:
     heads = ["facts", "relations alike", "joined by", "gain", *(head for head, _ in _COLUMNS)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in results:
-        joined = "nothing" if not row["gain"] else {"layer": "each layer", "fact": "fact", "height": "height"}[row["kind"]]
+        joined = (
+            "nothing" if not row["gain"] else {"layer": "each layer", "fact": "fact", "height": "height"}[row["kind"]]
+        )
         cells = [str(row["facts"]), f"{row['icc']:g}", joined, f"{row['gain']:g}"]
         lines.append("| " + " | ".join([*cells, *(f"{100 * row[name]:.1f}" for _, name in _COLUMNS)]) + " |")
     return "\n".join(lines) + "\n"

@@ -10,13 +10,13 @@ relation have in common (Hemerik and Goeman 2018, "Exact testing with random per
 least as good) / (1 + dealings)). Dealt over all facts, it gives the distribution of the gain where there is none.
 
 Interval (`gain_interval`). The gain is a squared length |z|² of the layers' correlations z, so near 0 its
-distribution is that of noise squared (skewed, variance V) and further off close to normal, its variance growing as
-V + v * gain. A bootstrap percentile interval misses the first, and a clipped one says nothing at 0. Here the test is
+distribution is that of noise squared (skewed, variance V) and further off close to normal, its variance growing as V
++ v * gain. A bootstrap percentile interval misses the first, and a clipped one says nothing at 0. Here the test is
 inverted: a gain g is in the interval if the observed gain is between the tail quantiles of (gain of dealt traces -
 their mean) + sqrt(g * v) * t + g, less what chance no longer adds at g; v is four times the jackknife variance of the
-root of r2_diff (facts within relations), t has the degrees of freedom of that
-variance, which heavy tails lower below facts - relations. Where g <= 0 the second term is absent: the interval may reach below 0, and lies above 0 just where the
-one-sided permutation test over all facts rejects.
+root of r2_diff (facts within relations), t has the degrees of freedom of that variance, which heavy tails lower below
+facts - relations. Where g <= 0 the second term is absent: the interval may reach below 0, and lies above 0 just where
+the one-sided permutation test over all facts rejects.
 """
 
 from dataclasses import dataclass
@@ -33,6 +33,9 @@ _Floats = NDArray[np.float64]
 _Orders = NDArray[np.int64]
 
 MIN_DEALINGS = 100  # with fewer ways to deal traces within relations, no p-value near 5 % means anything
+
+# Of the bound's nominal tail; with all of it, it holds in 92.5 to 96.5 % of simulated runs of 100 facts, not 93 to 97 %.
+BOUND_SHARE = 0.9
 
 _TIE = 1e-9  # a dealing that comes this close to the sample's own value counts as one that reaches it
 
@@ -114,7 +117,7 @@ def gain_inference(facts: Profiles, r2_diff: float, chance: float, plan: Resampl
         seed=plan.seed,
     )
     tail = (1 - plan.confidence) / 2
-    ends = [spread.invert(r2_diff - chance, level) for level in (1 - tail, tail, 2 * tail)]
+    ends = [spread.invert(r2_diff - chance, level) for level in (1 - tail, tail, 2 * tail * BOUND_SHARE)]
     return Gain(low=ends[0], high=ends[1], bound=ends[2], pvalue=pvalue, pvalue_all=permutation_pvalue(r2_diff, dealt))
 
 
@@ -122,8 +125,8 @@ def root_variance(facts: Profiles, common: bool) -> tuple[float, float]:
     """Jackknife variance, by facts within relations, of the square root of what the trace adds to R², and its
     degrees of freedom.
 
-    common: with one slope for all layers (the root then has the slope's sign), else with one in each layer. A gain g has about
-    4 g times this variance, beside what it has at 0.
+    common: with one slope for all layers (the root then has the slope's sign), else with one in each layer. A gain g
+    has about 4 g times this variance, beside what it has at 0.
     """
     count = facts.present.sum(0) - facts.present  # (F, L): rows left at each layer
     # With a fact gone, sums about the mean of the others fall by its own product times n / (n - 1).
@@ -146,9 +149,9 @@ def root_variance(facts: Profiles, common: bool) -> tuple[float, float]:
 class Spread:
     """How an estimated gain, its chance taken off, scatters about a true gain g.
 
-    noise: of dealt traces, (B,), mean 0. rate: variance that each unit of g brings. chance and room: what chance adds to R²
-    at g = 0, and the R² that the layer leaves; with a share s = g / room explained, chance adds (1 - s)² times as much.
-    freedom: degrees of freedom.
+    noise: of dealt traces, (B,), mean 0. rate: variance that each unit of g brings. chance and room: what chance adds
+    to R² at g = 0, and the R² that the layer leaves; with a share s = g / room explained, chance adds (1 - s)² times
+    as much. freedom: degrees of freedom.
     """
 
     noise: _Floats

@@ -37,9 +37,9 @@ class Profiles:
     """Scores and trace of every fact at every layer, a row per fact; `present` marks the pairs that exist.
 
     x, y (trace and score) and present have shape (F, L); x and y are centred on their layer's mean and 0 where not
-    present; each is exactly 0 in a layer where it varies by rounding only. x is in units of `scale`. trace is x before centring, (F, L), there also
-    where a score is missing, NaN where it was not traced. layer_means (L,) are the means taken off y. relation (F,)
-    numbers the facts' relations from 0.
+    present; each is exactly 0 in a layer where it varies by rounding only. x is in units of `scale`. trace is x
+    before centring, (F, L), there also where a score is missing, NaN where it was not traced. layer_means (L,) are
+    the means taken off y. relation (F,) numbers the facts' relations from 0.
     """
 
     x: _Floats

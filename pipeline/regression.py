@@ -46,7 +46,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What the regressions are made of: keep layers where the method cannot act?, folds of facts, and the resampling."""
+    """What the regressions are made of: whether layers where the method cannot act stay, folds, resampling."""
 
     keep_null_layers: bool
     folds: int
@@ -80,7 +80,9 @@ def regression_table(
         for score in scores_list:
             for measure in trace_measures:
                 names = (method, problem, score, module, window, measure)
-                rows.append(dict(zip(REGRESSION_COLUMNS[:6], names, strict=True)) | regress(group, score, measure, design))
+                rows.append(
+                    dict(zip(REGRESSION_COLUMNS[:6], names, strict=True)) | regress(group, score, measure, design)
+                )
     table = pd.DataFrame(rows, columns=[name for name in REGRESSION_COLUMNS if not name.endswith(("_holm", "_fdr"))])
     for test in ("permutation", "within"):
         for suffix, method in (("holm", "holm"), ("fdr", "fdr_bh")):

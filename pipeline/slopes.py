@@ -29,7 +29,7 @@ _TIGHT = 1e-12  # relative change at which the removal of means has converged
 
 @dataclass(frozen=True, kw_only=True)
 class Within:
-    """Slope of the score on the trace (score per unit of trace), its interval and two-sided p-value (NaN: undefined)."""
+    """Slope of the score on the trace (score per unit of trace), interval, two-sided p-value (NaN: undefined)."""
 
     slope: float = np.nan
     low: float = np.nan
@@ -78,8 +78,8 @@ def within_relation_and_fact(facts: Profiles, values: _Floats) -> _Floats:
 def within_slope(facts: Profiles, confidence: float) -> Within:
     """Slope of score ~ C(relation):C(layer) + C(fact) + trace, in units of score per unit of trace.
 
-    Facts that are alone in their relation say nothing here. NaN where fewer than two facts have relatives, or the trace does
-    not vary within them.
+    Facts that are alone in their relation say nothing here. NaN where fewer than two facts have relatives, or the
+    trace does not vary within them.
     """
     x, y = (within_relation_and_fact(facts, values) for values in (facts.x, facts.y))
     share = (x**2).sum(1)

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.profiles import Resampling, expanded_levels, mean_interval, profiles, r2_layer_and_diff
 from pipeline.regression import REGRESSION_COLUMNS, adjusted, fit_models, regress, regression_table
 from pipeline.scores import score_table
-from pipeline.trust import MIN_FACTS_OF_GAIN, MIN_FACTS_SHOWN, shown
+from pipeline.trust import MIN_FACTS_OF_BOUND, MIN_FACTS_OF_GAIN, MIN_FACTS_SHOWN, shown
 from tests.synthetic import make_run
 from tests.test_inference import correlated, design, rows_of
 
@@ -123,9 +123,11 @@ def test_adjusted_pvalues_by_hand() -> None:
 
 
 def test_what_is_not_shown_to_hold_is_not_printed() -> None:
-    row = {name: 0.5 for name in REGRESSION_COLUMNS} | {"n_relations": 4, "n_facts": MIN_FACTS_OF_GAIN}
+    row = dict.fromkeys(REGRESSION_COLUMNS, 0.5) | {"n_relations": 4, "n_facts": MIN_FACTS_OF_BOUND}
     enough = shown(row)
     assert {name for name, value in enough.items() if value is None} == {"f_pvalue", "permutation_pvalue_all"}
+    fewer = shown(row | {"n_facts": MIN_FACTS_OF_BOUND - 1})
+    assert (fewer["gain_bound"], fewer["gain_high"]) == (None, 0.5)
     some = shown(row | {"n_facts": MIN_FACTS_OF_GAIN - 1})
     assert [some[name] for name in ("gain_low", "gain_bound", "cv_gain_high")] == [None] * 3
     assert (some["within_low"], some["permutation_holm"], some["gain"]) == (0.5, 0.5, 0.5)
@@ -156,7 +158,10 @@ CV_ENDS = {"cv_gain_low", "cv_gain_high"}
         ("no rows", ALL),
         ("one layer", ALL - {"r2_trace"}),
         ("constant trace", GAIN | SLOPE | CV_ENDS | {"f_pvalue", "rho_within_layer"}),
-        ("score given by the layer", {"partial_r2", "f_pvalue", "rho_within_layer"} | GAIN | (SLOPE - {"within_slope"}) | CV_ENDS),
+        (
+            "score given by the layer",
+            {"partial_r2", "f_pvalue", "rho_within_layer"} | GAIN | (SLOPE - {"within_slope"}) | CV_ENDS,
+        ),
         ("one fact has all the trace", SLOPE),
     ],
 )  # fmt: skip
@@ -228,5 +233,3 @@ def test_mean_intervals() -> None:
     assert mean[2] == values[0, 2]
     assert np.isnan(low[1:3]).all()
     assert np.isnan(mean_interval(values[:1], plan)[1]).all()
-
-

@@ -17,11 +17,14 @@ from matplotlib.text import Text
 from pipeline import figures, report
 from pipeline.errors import UserError
 from pipeline.plots import Plot, fitted_line
-from pipeline.regression import regression_table
+from pipeline.profiles import Resampling
+from pipeline.regression import REGRESSION_COLUMNS, Design, regression_table
 from pipeline.scores import count_edits, rewrite_by_layer_table, score_table, trace_by_layer_table
 from pipeline.tables import read_json
 from tests.synthetic import PROBLEMS, Run, make_run
 
+PLAN = Resampling(samples=100, permutations=99, confidence=0.95, seed=0)
+DESIGN = Design(keep_null_layers=False, folds=5, plan=PLAN)
 NASTY = "<script>alert('$x$ & y')</script>"
 PAPER = Path(__file__).parents[1] / "data" / "paper" / "hase2023_r2.csv"
 
@@ -46,9 +49,9 @@ def paper() -> pd.DataFrame:
 
 def draw(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame, paper: pd.DataFrame) -> list[Plot]:
     return [
-        figures.trace_by_layer(trace_by_layer_table(run.trace, 100, 0.95, 0), 0.95),
+        figures.trace_by_layer(trace_by_layer_table(run.trace, PLAN), 0.95),
         figures.trace_heatmap(run.trace, run.facts, "auto"),
-        figures.rewrite_by_layer(rewrite_by_layer_table(scores, 100, 0.95, 0), 0.95),
+        figures.rewrite_by_layer(rewrite_by_layer_table(scores, PLAN), 0.95),
         figures.score_against_trace(scores, "rewrite", "fraction"),
         figures.r2_bars(regressions, paper),
     ]
@@ -59,7 +62,7 @@ def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("figures")
     run = make_run(12, 30, subject=NASTY)
     scores = score_table(run.edits, run.facts, run.trace, 0.02)
-    regressions = regression_table(scores, ["rewrite", "overall"], ["fraction"], 200, 0.95, 0)
+    regressions = regression_table(scores, ["rewrite", "overall"], ["fraction"], DESIGN)
     counts = count_edits(run.edits, 0.02)
     plots = draw(run, scores, regressions, paper)
     pictures = [report.Picture(plot.title, plot.caption, *plot.save(folder, 60)) for plot in plots]
@@ -79,7 +82,7 @@ def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
         model_name="Model",
         n_layers=30,
         confidence=0.95,
-        samples=200,
+        permutations=99,
     )
     return Made(
         run=run,
@@ -184,6 +187,21 @@ def test_figures_show_the_tables(made: Made) -> None:
     assert widths == pytest.approx(made.regressions.query("score == 'rewrite'")["r2_layer"].tolist())
 
 
+def test_means_over_few_facts_have_no_bands() -> None:
+    table = rewrite_by_layer_table(score_table(*_many(50), 0.02), PLAN)
+    for shown, phrase in ((table, "bands 95% intervals"), (table.assign(n=39), "no bands, as below 40 facts")):
+        plot = figures.rewrite_by_layer(shown, 0.95)
+        assert phrase in plot.caption
+        boxes = [band.get_paths()[0].get_extents() for band in plot.figure.axes[0].collections if band.get_paths()]
+        drawn = [box for box in boxes if box.height > 0]
+        assert bool(drawn) == (shown is table)
+
+
+def _many(facts: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    run = make_run(facts, 4)
+    return run.edits, run.facts, run.trace
+
+
 @pytest.mark.parametrize("number", range(5))
 def test_captions_say_over_what_and_on_how_many(made: Made, number: int) -> None:
     plot = made.plots[number]
@@ -214,7 +232,7 @@ def test_the_named_example_fact_is_drawn_and_an_unknown_one_refused(made: Made) 
 def test_small_and_odd_runs_are_drawn_and_reported(shape: tuple[int, int], paper: pd.DataFrame, tmp_path: Path) -> None:
     run = make_run(*shape)
     scores = score_table(run.edits, run.facts, run.trace, 0.02)
-    regressions = regression_table(scores, ["rewrite", "overall", "paraphrase"], ["effect"], 100, 0.95, 0)
+    regressions = regression_table(scores, ["rewrite", "overall", "paraphrase"], ["effect"], DESIGN)
     for plot in draw(run, scores, regressions, paper):
         assert plot.save(tmp_path, 50)[0].stat().st_size > 1000
     text = report.answer(regressions, "Model", 0.95)
@@ -227,8 +245,8 @@ def test_several_trace_variants_have_a_panel_and_a_table_each(paper: pd.DataFram
     run = make_run(4, 6)
     trace = pd.concat([run.trace, run.trace.assign(module="attn"), run.trace.assign(window=1)])
     scores = score_table(run.edits, run.facts, trace, 0.02)
-    regressions = regression_table(scores, ["overall", "rewrite"], ["fraction", "effect"], 100, 0.95, 0)
-    plot = figures.trace_by_layer(trace_by_layer_table(trace, 100, 0.95, 0), 0.95)
+    regressions = regression_table(scores, ["overall", "rewrite"], ["fraction", "effect"], DESIGN)
+    plot = figures.trace_by_layer(trace_by_layer_table(trace, PLAN), 0.95)
     assert [ax.get_title() for ax in plot.figure.axes if ax.get_visible()] == [
         "attn, window of 5 layers",
         "mlp, window of 1 layer",
@@ -242,29 +260,42 @@ def test_several_trace_variants_have_a_panel_and_a_table_each(paper: pd.DataFram
 
 
 def regressions_with(**columns: Any) -> pd.DataFrame:
+    plain = dict.fromkeys(REGRESSION_COLUMNS, 0.5)
     rows = pd.DataFrame({"problem": ["error_injection", "fact_erasure"]}).assign(
-        method="rome", score="rewrite", trace_module="mlp", trace_window=5, trace_measure="fraction",
-        n_facts=12, n_rows=360, r2_layer=[0.9, 0.8], r2_trace=0.01, r2_both=[0.92, 0.81],
-        r2_diff=[0.02, 0.01], f_pvalue=0.5, cluster_pvalue=0.5, r2_diff_low=0.0, r2_diff_high=0.05,
+        **plain | {
+            "problem": ["error_injection", "fact_erasure"], "method": "rome", "score": "rewrite", "trace_module": "mlp",
+            "trace_window": 5, "trace_measure": "fraction", "n_facts": 100, "n_relations": 4, "r2_layer": [0.9, 0.8],
+            "r2_diff": [0.02, 0.01], "chance": [0.001, 0.002], "gain_bound": [0.04, 0.03],
+        }
     )  # fmt: skip
     return rows.assign(**columns)
 
 
 def test_the_answer_is_made_of_the_numbers() -> None:
-    text = report.answer(regressions_with(), "Model", 0.9)
-    assert "In Model, edited with ROME on 12 facts" in text
+    text = report.answer(regressions_with(), "Model", 0.95)
+    assert "In Model, edited with ROME on 100 facts" in text
     assert "80 to 90% of the variance of the rewrite score (error injection and fact erasure)" in text
     assert "adds 1.0 to 2.0 points" in text
-    assert "would add 0.9 to 1.8" in text  # 0.1 / 11 and 0.2 / 11
-    assert "90% interval of that addition includes 0 for each of the 2 problems" in text
-    assert "no sign that localization says where to edit" in text
-    assert "up to 5.0 points" in text
+    assert "would add 0.1 to 0.2" in text
+    assert "not shown to be more than chance for any problem (smallest corrected p 0.5)" in text
+    assert "not shown to go better, or worse, at the layers where it traces higher" in text
+    assert "above 3.0 to 4.0 points is ruled out at 95%" in text
 
-    text = report.answer(regressions_with(r2_diff_low=[0.013, 0.0]), "Model", 0.95)
-    assert "excludes 0 for error injection (at least 1.3 points), and includes 0 for fact erasure" in text
-    assert "no sign" not in text
 
-    nothing = dict.fromkeys(["r2_layer", "r2_diff", "r2_diff_low", "r2_diff_high"], np.nan)
+def test_a_gain_is_not_said_to_be_a_layer() -> None:
+    text = report.answer(regressions_with(permutation_holm=[0.01, 0.2]), "Model", 0.95)
+    assert "more than chance for error injection; this may be that some facts are easier" in text
+    assert "not shown to go better" in text
+    text = report.answer(regressions_with(within_holm=[0.01, 0.02], within_slope=[-0.3, 0.2]), "Model", 0.95)
+    assert "higher than its relation does, better for fact erasure and worse for error injection" in text
+
+
+def test_the_answer_says_nothing_by_what_is_withheld() -> None:
+    sure = {"permutation_holm": 0.001, "within_holm": 0.001, "permutation_pvalue": 0.001, "f_pvalue": 0.0}
+    text = report.answer(regressions_with(n_facts=5, **sure), "Model", 0.95)
+    assert "this decides nothing" in text
+    assert "ruled out" not in report.answer(regressions_with(n_facts=12, **sure), "Model", 0.95)
+    nothing = dict.fromkeys(["r2_layer", "r2_diff", "chance"], np.nan)
     text = report.answer(regressions_with(n_facts=2, **nothing), "Model", 0.95)
     assert "cannot answer the question: with 2 facts" in text
 
@@ -285,8 +316,18 @@ def test_the_papers_figures_stand_beside_ours(made: Made, paper: pd.DataFrame) -
     assert f"{ours['r2_layer']:.3f}" in text
 
 
+def test_means_over_all_prompts_have_no_row_of_the_paper(paper: pd.DataFrame) -> None:
+    for score, there in (
+        ("paraphrase", False),
+        ("overall", False),
+        ("neighborhood", False),
+        ("paraphrase_first", True),
+    ):
+        assert report.r2_tables(regressions_with(score=score), paper)[0]["paper"] == there, score
+
+
 def test_unknown_cells_of_the_paper_are_dashes(paper: pd.DataFrame) -> None:
-    rows = regressions_with(method="memit", score="neighborhood", problem=["fact_forcing", "fact_amplification"])
+    rows = regressions_with(method="memit", score="neighborhood_first", problem=["fact_forcing", "fact_amplification"])
     first, second = report.r2_tables(rows, paper)[0]["rows"]
     assert first["paper"]["r2_layer"] is None
     assert second["paper"]["r2_layer"] == 0.035
@@ -327,7 +368,7 @@ def test_metrics_are_nested_numbers(made: Made) -> None:
     assert isinstance(erasure["rewrite"]["best_layer"], int)
     assert erasure["rewrite"]["best"] == pytest.approx(means.max())
     row = made.regressions.query("problem == 'fact_erasure' and score == 'rewrite'").iloc[0]
-    assert erasure["rewrite_r2"]["diff_high"] == pytest.approx(row["r2_diff_high"])
+    assert erasure["rewrite_r2"]["gain_high"] == pytest.approx(row["gain_high"])
 
     def leaves(tree: dict[str, Any]) -> list[Any]:
         return [leaf for value in tree.values() for leaf in (leaves(value) if isinstance(value, dict) else [value])]

@@ -110,7 +110,14 @@ def test_formulas_take_arrays() -> None:
 
 def edit(kind: str, index: int, p_pre: float, p_post: float, **other: object) -> dict[str, object]:
     row = {"fact_id": "a", "problem": "error_injection", "method": "rome", "window": 1, "layer": 4}
-    prompt = {"prompt_kind": kind, "prompt_index": index, "p_pre": p_pre, "p_post": p_post, "status": "ok", "acts": True}
+    prompt = {
+        "prompt_kind": kind,
+        "prompt_index": index,
+        "p_pre": p_pre,
+        "p_post": p_post,
+        "status": "ok",
+        "acts": True,
+    }
     return row | prompt | other
 
 
