@@ -98,7 +98,7 @@ class Profiles:
         """Variance of the sum of `values` (F,) over facts drawn within their relations, and its degrees of freedom.
 
         A fact that is alone in its relation is compared with all facts. The degrees of freedom are those of a
-        chi-square that scatters as the estimate does by the values' fourth moment; at most facts - relations, at least 1.
+        chi-square that scatters as the estimate does by the values' fourth moment, from 1 to facts - relations.
         """
         size = self.sizes[self.relation]
         alone = size == 1

@@ -305,11 +305,13 @@ def r2_tables(regressions: pd.DataFrame, paper: pd.DataFrame) -> list[dict[str, 
 
 
 def _withheld(regressions: pd.DataFrame) -> list[tuple[str, str]]:
-    """(statistic, reason) of all that is withheld in any row and has a value there."""
-    found: dict[str, str] = {}
+    """(statistics, reason) of all that is withheld in any row and has a value there."""
+    found: dict[str, list[str]] = {}
     for row in regressions.to_dict("records"):
-        found |= {name: why for name, why in withheld(row).items() if not math.isnan(row[name])}
-    return sorted(found.items())
+        for name, why in withheld(row).items():
+            if not math.isnan(row[name]) and name not in found.setdefault(why, []):
+                found[why].append(name)
+    return [(_listed(names), why) for why, names in found.items() if names]
 
 
 def _fact_row(row: Mapping[str, Any]) -> dict[str, Any]:

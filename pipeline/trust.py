@@ -38,7 +38,7 @@ def withheld(row: Mapping[str, Any]) -> dict[str, str]:
 
     `row` has n_facts and n_relations; which statistics hold depends on nothing else that a run knows.
     """
-    reasons = {"f_pvalue": "it takes the rows of one fact for independent"}
+    reasons = {"f_pvalue": "the test takes the rows of one fact for independent"}
     if row["n_relations"] > 1:
         reasons["permutation_pvalue_all"] = "facts of one relation are alike, so it rejects too often"
     if row["n_facts"] < MIN_FACTS_SHOWN:
@@ -46,7 +46,7 @@ def withheld(row: Mapping[str, Any]) -> dict[str, str]:
             _OTHERS, f"below {MIN_FACTS_SHOWN} facts nothing shows that it holds its size or coverage"
         )
     if row["n_facts"] < MIN_FACTS_OF_GAIN:
-        reasons |= dict.fromkeys(_GAINS, f"below {MIN_FACTS_OF_GAIN} facts it misses the truth too often")
+        reasons |= dict.fromkeys(_GAINS, f"below {MIN_FACTS_OF_GAIN} facts they miss the truth too often")
     if row["n_facts"] < MIN_FACTS_OF_BOUND:
         reasons["gain_bound"] = f"below {MIN_FACTS_OF_BOUND} facts it misses the truth too often"
     return reasons
