@@ -1,14 +1,14 @@
 """Made-up populations of facts for `benchmarks.simulate`, with scores bounded and piled at both ends.
 
-Early layers' scores pile up at 1 and late ones' at 0; traces are skewed, within [0, 1] and highest at some layers. Half
-of what is left of either (three quarters where facts' shared parts are joined) is shared by all layers of a fact.
-With relation effects a fifth of it (intra-relation correlation 0.2) is shared by the facts of a relation: half of
-that by all layers, half a profile over layers.
+Early layers' scores pile up at 1 and late ones' at 0; traces are skewed, within [0, 1] and highest at some layers.
+Half of what is left of either (three quarters where facts' shared parts are joined) is shared by all layers of a
+fact. With relation effects, a fifth of it (intra-relation correlation 0.2) is shared by the facts of a relation: half
+of that by all layers, half a profile over layers.
 
-What joins trace and score (`kind`): "layer" adds a multiple of the trace to the score, fact by fact and layer by layer;
-"fact" joins the facts' shared parts alone, so that facts which trace high edit well everywhere and no layer of a fact
-is better for its trace; "height" is the same with traces that a fact's part multiplies, so that high ones differ most
-where traces peak.
+What joins trace and score (`kind`): "layer" adds a multiple of the trace to the score, fact by fact and layer by
+layer; "fact" joins the facts' shared parts alone, so that facts which trace high edit well everywhere and no layer of
+a fact is better for its trace; "height" is the same with traces that a fact's part multiplies, so that high ones
+differ most where traces peak.
 """
 
 from dataclasses import dataclass

@@ -10,13 +10,13 @@ relation have in common (Hemerik and Goeman 2018, "Exact testing with random per
 least as good) / (1 + dealings)). Dealt over all facts, it gives the distribution of the gain where there is none.
 
 Interval (`gain_interval`). The gain is a squared length |z|² of the layers' correlations z, so near 0 its
-distribution is that of noise squared (skewed, variance V) and further off close to normal, its variance growing as
-V + v * gain. A bootstrap percentile interval misses the first, and a clipped one says nothing at 0. Here the test is
+distribution is that of noise squared (skewed, variance V) and further off close to normal, its variance growing as V
++ v * gain. A bootstrap percentile interval misses the first, and a clipped one says nothing at 0. Here the test is
 inverted: a gain g is in the interval if the observed gain is between the tail quantiles of (gain of dealt traces -
 their mean) + sqrt(g * v) * t + g, less what chance no longer adds at g; v is four times the jackknife variance of the
-root of r2_diff (facts within relations), t has the degrees of freedom of that
-variance, which heavy tails lower below facts - relations. Where g <= 0 the second term is absent: the interval may
-reach below 0, and lies above 0 just where the one-sided permutation test over all facts rejects.
+root of r2_diff (facts within relations), t has the degrees of freedom of that variance, which heavy tails lower below
+facts - relations. Where g <= 0 the second term is absent: the interval may reach below 0, and lies above 0 just where
+the one-sided permutation test over all facts rejects.
 """
 
 from dataclasses import dataclass
@@ -33,6 +33,12 @@ _Floats = NDArray[np.float64]
 _Orders = NDArray[np.int64]
 
 MIN_DEALINGS = 100  # with fewer ways to deal traces within relations, no p-value near 5 % means anything
+
+# Of the bound's nominal tail: with all of it, it holds in 92.5 % of some simulated runs of 100 facts, below 93 %.
+BOUND_SHARE = 0.9
+# Of the degrees of freedom that the fourth moment gives, which a sample understates: with all of them, intervals of
+# a gain of 0.01 hold it in 91 to 94 % of runs at 40 and 100 facts.
+GAIN_FREEDOM = 0.5
 
 _TIE = 1e-9  # a dealing that comes this close to the sample's own value counts as one that reaches it
 
@@ -110,11 +116,11 @@ def gain_inference(facts: Profiles, r2_diff: float, chance: float, plan: Resampl
         rate=4 * variance,
         chance=chance,
         room=float((facts.y**2).sum()) / facts.total,
-        freedom=freedom,
+        freedom=freedom * GAIN_FREEDOM,
         seed=plan.seed,
     )
     tail = (1 - plan.confidence) / 2
-    ends = [spread.invert(r2_diff - chance, level) for level in (1 - tail, tail, 2 * tail)]
+    ends = [spread.invert(r2_diff - chance, level) for level in (1 - tail, tail, 2 * tail * BOUND_SHARE)]
     return Gain(low=ends[0], high=ends[1], bound=ends[2], pvalue=pvalue, pvalue_all=permutation_pvalue(r2_diff, dealt))
 
 
@@ -161,7 +167,7 @@ class Spread:
     def quantile(self, gains: _Floats, level: float) -> _Floats:
         """The `level` quantile of estimates where the gain is each of `gains` >= 0, (G,)."""
         share = np.minimum(gains / self.room, 1.0)
-        scores = _scores(len(self.noise), round(self.freedom, 1), self.seed)
+        scores = _scores(len(self.noise), max(round(self.freedom, 1), 1.0), self.seed)
         scattered = self.noise + np.sqrt(gains * self.rate)[:, None] * scores
         place = round(level * (len(self.noise) - 1))
         return gains - self.chance * share * (2 - share) + np.partition(scattered, place, axis=1)[:, place]

@@ -97,9 +97,8 @@ class Profiles:
     def variance_of_sum(self, values: _Floats) -> tuple[float, float]:
         """Variance of the sum of `values` (F,) over facts drawn within their relations, and its degrees of freedom.
 
-        A fact that is alone in its relation is compared with all facts. The degrees of freedom are half those of a
-        chi-square that scatters as the estimate does by the values' fourth moment, which a sample understates; at most
-        facts - relations, at least 1. The half comes from simulation (docs/statistics.md).
+        A fact that is alone in its relation is compared with all facts. The degrees of freedom are those of a
+        chi-square that scatters as the estimate does by the values' fourth moment, from 1 to facts - relations.
         """
         size = self.sizes[self.relation]
         alone = size == 1
@@ -108,7 +107,7 @@ class Profiles:
         squares = left * (values - center) ** 2
         whole, scatter = float(squares.sum()), float(((squares - squares.mean()) ** 2).sum())
         most = max(self.n_facts - self.n_relations, 1)
-        return whole, float(np.clip(whole**2 / scatter, 1, most)) if scatter > 0 else most
+        return whole, float(np.clip(2 * whole**2 / scatter, 1, most)) if scatter > 0 else most
 
 
 def standardized(rows: pd.DataFrame) -> pd.DataFrame:

@@ -46,7 +46,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What the regressions are made of: whether null layers are kept, folds of facts, and the resampling."""
+    """What the regressions are made of: whether layers where the method cannot act stay, folds, resampling."""
 
     keep_null_layers: bool
     folds: int

@@ -90,10 +90,10 @@ def score_table(edits: pd.DataFrame, facts: pd.DataFrame, trace: pd.DataFrame, e
     Returns
     -------
     DataFrame with the columns SCORE_COLUMNS. An edit that failed (status not "ok"), and an erasure of a fact below
-    `erasure_min_p`, keeps its row with NaN scores; `count_edits` counts them. A score over several prompts is the mean
-    of the prompts' scores, left out those that are NaN; paraphrase_first and neighborhood_first are of the first prompt
-    alone, as Hase et al.'s code scores. `overall` is NaN unless all three of its parts are numbers. `acts` is False
-    where the edit cannot reach the answer.
+    `erasure_min_p`, keeps its row with NaN scores; `count_edits` counts them. A score over several prompts is the
+    mean of the prompts' scores, left out those that are NaN; paraphrase_first and neighborhood_first are of the first
+    prompt alone, as Hase et al.'s code scores. `overall` is NaN unless all three of its parts are numbers. `acts` is
+    False where the edit cannot reach the answer.
 
     Raises
     ------

@@ -29,7 +29,7 @@ _TIGHT = 1e-12  # relative change at which the removal of means has converged
 
 @dataclass(frozen=True, kw_only=True)
 class Within:
-    """Slope of the score on the trace (score per unit of trace), its interval and two-sided p-value; NaN: undefined."""
+    """Slope of the score on the trace (score per unit of trace), interval, two-sided p-value (NaN: undefined)."""
 
     slope: float = np.nan
     low: float = np.nan

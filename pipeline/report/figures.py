@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from pipeline.analysis import trust
 from pipeline.errors import UserError
 from pipeline.report.plots import (
     PAPER_SCORES,
@@ -50,7 +51,7 @@ def trace_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
         figure, axes = panels(len(variants), columns=2, width=7.6 if len(variants) == 1 else 4.6, height=3.8)
         lines = list(dict.fromkeys(table["line"]))
         for ax, ((module, window), group) in zip(axes, variants, strict=True):
-            bands(ax, group, "line", lines, "effect")
+            bands(ax, trust.bands(group), "line", lines, "effect")
             ax.axhline(0, color="0.4", lw=0.8)
             ax.set(title=f"{module}, {_window(window)}", xlabel=f"restored {_LAYER}")
         axes[0].set_ylabel("tracing effect (probability)")
@@ -66,7 +67,7 @@ def trace_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
             "How much of the probability of the true target comes back when a layer's clean output is put "
             "back into the run with a noised subject. Each prompt's tokens are reduced first, by the maximum "
             "for the line “largest over all tokens” and by the mean for the others; lines are then means "
-            f"over {facts_phrase(count)}{exceptions}, bands {confidence:.0%} intervals from resampled facts."
+            f"over {facts_phrase(count)}{exceptions}; {trust.bands_phrase(table, confidence)}."
         ),
     )
 
@@ -143,7 +144,7 @@ def rewrite_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
         shown = table.assign(problem=table["problem"].map(words))
         problems = list(dict.fromkeys(shown["problem"]))
         for ax, (method, group) in zip(axes, shown.groupby("method", sort=False), strict=True):
-            bands(ax, group, "problem", problems, "rewrite")
+            bands(ax, trust.bands(group), "problem", problems, "rewrite")
             ax.set(title=str(method).upper(), xlabel=_EDIT_LAYER, ylim=(-0.03, 1.03))
         axes[0].set_ylabel("rewrite score (0 to 1)")
         legend_below(figure, axes[0])
@@ -155,8 +156,8 @@ def rewrite_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
         title="Edit success by layer",
         figure=figure,
         caption=(
-            f"Rewrite score by edited layer: means over {over}, bands {confidence:.0%} intervals "
-            "from resampled facts. Failed edits are not in the means."
+            f"Rewrite score by edited layer: means over {over}; {trust.bands_phrase(table, confidence)}. "
+            "Failed edits are not in the means."
         ),
     )
 

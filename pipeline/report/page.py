@@ -105,9 +105,9 @@ def answer(regressions: pd.DataFrame, model_name: str, confidence: float) -> str
         )
     problems = _listed([words(problem) for problem in defined["problem"]])
     start = (
-        f"In {model_name}, edited with {method} on {_range(defined['n_facts'], '{:.0f}')} facts, the "
-        "edited layer alone "
-        f"explains {_range(defined['r2_layer'] * 100, '{:.0f}')}% of the variance of the {score} score ({problems}). "
+        f"In {model_name}, edited with {method} on {_range(defined['n_facts'], '{:.0f}')} facts, the edited layer "
+        f"alone explains {_range(defined['r2_layer'] * 100, '{:.0f}')}% of the variance of the {score} score "
+        f"({problems}). "
         f"Knowing each fact's tracing effect as well adds {_range(defined['r2_diff'] * 100, '{:.1f}')} "
         "points, where a trace dealt to facts at random would add "
         f"{_range(defined['chance'] * 100, '{:.1f}')}."
@@ -118,14 +118,11 @@ def answer(regressions: pd.DataFrame, model_name: str, confidence: float) -> str
     if len(bounds):
         sentences.append(
             "For facts of these relations, a gain over chance above "
-            f"{_range(bounds.clip(lower=0) * 100, '{:.1f}')} points "
-            f"is ruled out at {confidence:.0%}."
+            f"{_range(bounds.clip(lower=0) * 100, '{:.1f}')} points is ruled out at {confidence:.0%}."
         )
     told = [sentence for sentence in sentences if sentence]
     if not told:
-        return (
-            f"{start} With fewer than {MIN_FACTS_SHOWN} facts, or no two of one relation, these facts decide nothing."
-        )
+        return f"{start} With fewer than {MIN_FACTS_SHOWN} facts, or none alike in relation, this decides nothing."
     return " ".join([start, *told])
 
 
@@ -138,9 +135,8 @@ def _said_of_facts(printed: pd.DataFrame, level: float) -> str:
     if found.empty:
         least = tested["permutation_holm"].astype(float).min()
         return (
-            "Among facts of one relation, that is not shown to be more than chance for any problem "
-            "(smallest corrected "
-            f"p {least:.2g}), which is no proof that it is chance."
+            "Among facts of one relation, that is not shown to be more than chance for any problem (smallest "
+            f"corrected p {least:.2g}), which is no proof that it is chance."
         )
     names = _listed([words(problem) for problem in found["problem"]])
     return f"Among facts of one relation, that is more than chance for {names}; this may be that some facts are easier."
@@ -158,9 +154,8 @@ def _said_of_layers(printed: pd.DataFrame, level: float) -> str:
     for word, group in (("better", found[found["within_slope"] > 0]), ("worse", found[found["within_slope"] <= 0])):
         if len(group):
             parts.append(f"{word} for {_listed([words(problem) for problem in group['problem']])}")
-    return (
-        f"Within a fact, edits go, at the layers where it traces higher than its relation does, {' and '.join(parts)}."
-    )
+    told = " and ".join(parts)
+    return f"Within a fact, edits go, at the layers where it traces higher than its relation does, {told}."
 
 
 def metrics(
@@ -265,8 +260,9 @@ def target_sentence(targets: pd.DataFrame) -> str:
 
 
 def r2_tables(regressions: pd.DataFrame, paper: pd.DataFrame) -> list[dict[str, Any]]:
-    """The R² tables of the page, the headline's first: name, rows (ours without what is withheld, the paper's row or
-    None), notes.
+    """The tables of the page, the headline's first: name, rows, notes.
+
+    A row holds ours, without what is withheld, and the paper's or None.
     """
     first = headline(regressions).iloc[0]
     groups = list(regressions.groupby([*_VARIANT, "score"], sort=False))
@@ -291,11 +287,13 @@ def r2_tables(regressions: pd.DataFrame, paper: pd.DataFrame) -> list[dict[str, 
 
 
 def _withheld(regressions: pd.DataFrame) -> list[tuple[str, str]]:
-    """(statistic, reason) of all that is withheld in any row and has a value there."""
-    found: dict[str, str] = {}
+    """(statistics, reason) of all that is withheld in any row and has a value there."""
+    found: dict[str, list[str]] = {}
     for row in regressions.to_dict("records"):
-        found |= {name: why for name, why in withheld(row).items() if not math.isnan(row[name])}
-    return sorted(found.items())
+        for name, why in withheld(row).items():
+            if not math.isnan(row[name]) and name not in found.setdefault(why, []):
+                found[why].append(name)
+    return [(_listed(names), why) for why, names in found.items() if names]
 
 
 def _fact_row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.disk import write_bytes
 
-# The published scores are of the first paraphrase and the first neighborhood prompt, so means over all get no paper
-# row.
+# The published scores are of the first paraphrase and the first neighborhood prompt: means over all get no paper row.
 PAPER_SCORES = {"rewrite": "rewrite", "paraphrase_first": "paraphrase", "neighborhood_first": "neighborhood"}
 
 _RC = {

@@ -14,7 +14,7 @@ from statsmodels.stats.anova import anova_lm
 from pipeline.analysis.profiles import Resampling, expanded_levels, mean_interval, profiles, r2_layer_and_diff
 from pipeline.analysis.regression import REGRESSION_COLUMNS, adjusted, fit_models, regress, regression_table
 from pipeline.analysis.scores import score_table
-from pipeline.analysis.trust import MIN_FACTS_OF_GAIN, MIN_FACTS_SHOWN, shown
+from pipeline.analysis.trust import MIN_FACTS_OF_CV, MIN_FACTS_OF_GAIN, MIN_FACTS_SHOWN, shown
 from pipeline.errors import UserError
 from tests.analysis.synthetic import make_run
 from tests.analysis.test_inference import correlated, design, rows_of
@@ -126,8 +126,11 @@ def test_what_is_not_shown_to_hold_is_not_printed() -> None:
     row = dict.fromkeys(REGRESSION_COLUMNS, 0.5) | {"n_relations": 4, "n_facts": MIN_FACTS_OF_GAIN}
     enough = shown(row)
     assert {name for name, value in enough.items() if value is None} == {"f_pvalue", "permutation_pvalue_all"}
-    some = shown(row | {"n_facts": MIN_FACTS_OF_GAIN - 1})
-    assert [some[name] for name in ("gain_low", "gain_bound", "cv_gain_high")] == [None] * 3
+    fewer = shown(row | {"n_facts": MIN_FACTS_OF_GAIN - 1})
+    assert [fewer[name] for name in ("gain_low", "gain_high", "gain_bound")] == [None] * 3
+    assert fewer["cv_gain_high"] == 0.5
+    some = shown(row | {"n_facts": MIN_FACTS_OF_CV - 1})
+    assert some["cv_gain_high"] is None
     assert (some["within_low"], some["permutation_holm"], some["gain"]) == (0.5, 0.5, 0.5)
     few = shown(row | {"n_facts": MIN_FACTS_SHOWN - 1})
     assert [few[name] for name in ("gain_low", "gain_bound", "within_holm", "cv_gain_high")] == [None] * 4

@@ -293,3 +293,11 @@ def test_a_model_whose_blocks_are_moved_as_they_run_gives_the_same_edits(family:
     assert spread.arch.down_projs[3].weight.device.type == "meta"
     for edit, other in zip(Rome(SETTINGS, resources).edit(spread, request, layers), here, strict=True):
         torch.testing.assert_close(factors(edit)[0], factors(other)[0])
+
+
+@pytest.mark.parametrize("path", ["fast", "plain"])
+def test_only_the_last_block_is_marked_as_unable_to_act(path: str) -> None:
+    lm = random_model("llama")
+    edits = Rome(SETTINGS, resources_for(lm, path)).edit(lm, request_for(lm), range(lm.n_layers))
+    assert [edit.acts for edit in edits] == [True] * (lm.n_layers - 1) + [False]
+    assert edits[-1].delta_norm == 0

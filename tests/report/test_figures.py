@@ -9,11 +9,12 @@ import pytest
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from pipeline.analysis.scores import rewrite_by_layer_table, score_table
 from pipeline.errors import UserError
 from pipeline.report import figures
 from pipeline.report.plots import fitted_line
-from tests.analysis.synthetic import PROBLEMS
-from tests.report.made import Made, draw
+from tests.analysis.synthetic import PROBLEMS, make_run
+from tests.report.made import PLAN, Made, draw
 
 
 def test_figures_show_the_tables(made: Made) -> None:
@@ -84,3 +85,14 @@ def test_fitted_lines() -> None:
     assert fitted_line(x, np.full(3, 0.5)) == pytest.approx((0.5, 0.0, 0.0))
     assert fitted_line(np.full(3, 0.1), x) is None
     assert fitted_line(x[:1], x[:1]) is None
+
+
+def test_means_over_few_facts_have_no_bands() -> None:
+    run = make_run(50, 4)
+    table = rewrite_by_layer_table(score_table(run.edits, run.facts, run.trace, 0.02), PLAN)
+    for shown, phrase in ((table, "bands 95% intervals"), (table.assign(n=39), "no bands, as below 40 facts")):
+        plot = figures.rewrite_by_layer(shown, 0.95)
+        assert phrase in plot.caption
+        boxes = [band.get_paths()[0].get_extents() for band in plot.figure.axes[0].collections if band.get_paths()]
+        drawn = [box for box in boxes if box.height > 0]
+        assert bool(drawn) == (shown is table)

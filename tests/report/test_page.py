@@ -138,7 +138,7 @@ def test_a_gain_is_not_said_to_be_a_layer() -> None:
 def test_the_answer_says_nothing_by_what_is_withheld() -> None:
     sure = {"permutation_holm": 0.001, "within_holm": 0.001, "permutation_pvalue": 0.001, "f_pvalue": 0.0}
     text = report.answer(regressions_with(n_facts=5, **sure), "Model", 0.95)
-    assert "these facts decide nothing" in text
+    assert "this decides nothing" in text
     assert "ruled out" not in report.answer(regressions_with(n_facts=12, **sure), "Model", 0.95)
     nothing = dict.fromkeys(["r2_layer", "r2_diff", "chance"], np.nan)
     text = report.answer(regressions_with(n_facts=2, **nothing), "Model", 0.95)

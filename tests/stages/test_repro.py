@@ -39,17 +39,22 @@ EDITS = {
     "fact_id": TEXT, "problem": TEXT, "method": TEXT, "window": WHOLE, "layer": WHOLE, "prompt_kind": TEXT,
     "prompt_index": WHOLE, "target": TEXT, "p_pre": NUMBER, "p_post": NUMBER, "baseline": TEXT,
     "p_baseline_pre": NUMBER, "p_baseline_post": NUMBER, "delta_norm": NUMBER, "steps": WHOLE, "loss": NUMBER,
-    "status": TEXT,
+    "status": TEXT, "acts": TRUTH,
 }  # fmt: skip
 SCORED = {
-    "fact_id": TEXT, "relation": TEXT, "problem": TEXT, "method": TEXT, "window": WHOLE, "layer": WHOLE,
-    "rewrite": NUMBER, "paraphrase": NUMBER, "paraphrase_first": NUMBER, "neighborhood": NUMBER, "overall": NUMBER,
+    "fact_id": TEXT, "relation": TEXT, "problem": TEXT, "method": TEXT, "window": WHOLE, "layer": WHOLE, "acts": TRUTH,
+    "rewrite": NUMBER, "paraphrase": NUMBER, "paraphrase_first": NUMBER, "neighborhood": NUMBER,
+    "neighborhood_first": NUMBER, "overall": NUMBER,
     "trace_module": TEXT, "trace_window": WHOLE, "fraction": NUMBER, "effect": NUMBER, "last_subject": NUMBER,
     "last_subject_fraction": NUMBER,
 }  # fmt: skip
 REGRESSIONS = [
-    "method", "problem", "score", "trace_module", "trace_window", "trace_measure", "n_facts", "n_rows",
-    "r2_layer", "r2_trace", "r2_both", "r2_diff", "f_pvalue", "cluster_pvalue", "r2_diff_low", "r2_diff_high",
+    "method", "problem", "score", "trace_module", "trace_window", "trace_measure", "n_facts", "n_rows", "n_layers",
+    "r2_layer", "r2_trace", "r2_both", "r2_diff", "r2_layer_all", "r2_both_all", "partial_r2", "chance", "gain",
+    "gain_low", "gain_high", "gain_bound", "f_pvalue", "permutation_pvalue", "permutation_pvalue_all",
+    "within_slope", "within_low", "within_high", "within_pvalue",
+    "cv_r2_layer", "cv_r2_both", "cv_gain", "cv_gain_low", "cv_gain_high", "rho_within_layer",
+    "n_relations", "permutation_holm", "permutation_fdr", "within_holm", "within_fdr",
 ]  # fmt: skip
 
 
@@ -162,16 +167,19 @@ def test_the_regressions_are_those_of_the_scores(smoke: Smoke) -> None:
     table = pd.read_csv(smoke.clone.root / "reports" / "regressions.csv")
     assert len(table) == len(PROBLEMS) * len(SCORES)
     assert set(zip(table["problem"], table["score"], strict=True)) == {(p, s) for p in PROBLEMS for s in SCORES}
+    scored = scores.dropna(subset="rewrite")
+    assert (scored["acts"] == (scored["layer"] < BLOCKS - 1)).all()  # ROME's last block
     for _, row in table.iterrows():
-        rows = scores[scores["problem"] == row["problem"]].dropna(subset=[row["score"], row["trace_measure"]])
+        rows = scores[scores["acts"] & (scores["problem"] == row["problem"])]
+        rows = rows.dropna(subset=[row["score"], row["trace_measure"]])
         y, trace = rows[row["score"]].to_numpy(), rows[row["trace_measure"]].to_numpy()
         assert (row["n_facts"], row["n_rows"]) == (rows["fact_id"].nunique(), len(rows))
         if row["problem"] != "tracing_reversal":
             assert row["n_facts"] == smoke.clone.params.facts.count
         elif row["n_facts"] < MIN_FACTS:  # nine models gave 3 to 7 of 12; one may give 2
-            assert row[REGRESSIONS[8:]].isna().all()
+            assert pd.isna(row["r2_layer"])
             continue
-        layer = (rows["layer"].to_numpy()[:, None] == np.arange(BLOCKS)).astype(float)
+        layer = (rows["layer"].to_numpy()[:, None] == np.arange(BLOCKS - 1)).astype(float)
         # Within each layer, a slope times the trace from its mean there spans what layer x trace spans.
         within = layer * (trace - (layer @ (layer.T @ trace / layer.sum(0))))[:, None]
         whole = float(((y - y.mean()) ** 2).sum())
@@ -184,8 +192,11 @@ def test_the_regressions_are_those_of_the_scores(smoke: Smoke) -> None:
         more, left = both_rank - layer_rank, len(y) - both_rank
         f = (by_layer - by_both) / more / (by_both / left)
         assert row["f_pvalue"] == pytest.approx(stats.f.sf(f, more, left), rel=1e-6)
-        assert 0 <= row["r2_diff_low"] <= row["r2_diff_high"] <= 1
-        assert 0 <= row["cluster_pvalue"] <= 1
+        assert row["n_layers"] == BLOCKS - 1
+        assert row["r2_layer_all"] != row["r2_layer"]
+        assert row["gain_low"] <= row["gain"] <= row["gain_high"]
+        assert row["gain"] == pytest.approx(row["r2_diff"] - row["chance"])
+        assert 0 < row["permutation_pvalue_all"] <= 1
 
 
 @pytest.mark.rounding
