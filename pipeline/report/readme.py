@@ -67,7 +67,7 @@ def default_run(folder: Path) -> str:
             "never sees, traces are means over "
             f"{noise['samples']}. {_reversal(folder)}"
             f"The stages took {minutes:.1f} minutes on {run['machine']['cpus']} CPU cores, and "
-            f"{memory:.1f} GB of memory at the most.",
+            f"{memory:.1f} GB of memory at the most, while the machine did other work too.",
         ]
     )
 
@@ -96,8 +96,8 @@ def reference_run(folder: Path, paper: pd.DataFrame) -> str:
             "regressions](reports/reference/regressions.csv)). Known to be wrong "
             "with it: fact forcing was scored on the noise that it was optimised on and is left out, "
             "the trace's additions have no "
-            "interval that holds its coverage, and one neighborhood prompt in forty was about the "
-            "edited subject itself.",
+            "interval that holds its coverage, and some neighborhood prompts were about the edited subject "
+            "itself.",
             "",
             "| problem | layer | layer, null block kept | trace | added by the trace | added by "
             "chance | facts x layers | "
