@@ -256,7 +256,8 @@ def plain_delta(
         if delta is None:
             keys = args[0].reshape(len(sites), -1, args[0].shape[-1])
             seen[0].append(keys[each, sites][:-1].detach().to(lm.device, precise))
-            seen[1].append(output[0, sites[0]].detach().to(lm.device, precise))
+            # Copied, as a family may go on to change the output in place.
+            seen[1].append(output[0, sites[0]].detach().to(lm.device, precise, copy=True))
             return None
         change = delta.to(output).expand(len(sites), -1)
         return output.index_put((each, sites), change, accumulate=True).reshape(shape)

@@ -88,7 +88,7 @@ class Marks:
 def main(_: Params) -> None:
     address, *wrong = sys.argv[1:]
     what = {int(number): "refuses" for number in wrong}
-    job = Marks(Path("marks"), what, seconds=0.4, params=settings(engine="ray", workers=2, address=address))
+    job = Marks(Path("marks"), what, seconds=1.0, params=settings(engine="ray", workers=2, address=address))
     print(engine.run(job, Store("store"), (1, 1)).num_rows)
 
 

@@ -94,7 +94,7 @@ def watched(lm: LanguageModel, folder: Path, path: str, samples: int, steps: int
     texts = ("", *(f"Anna works in {i}. " for i in range(prefixes)))
     job = EditJob(params, model, (FACT,), 0.3, METHODS["rome"], "fact_forcing", {"key": ""}, texts, folder)
     with pytest.MonkeyPatch.context() as patch, Watch(lm) as watch:
-        patch.setattr(edit_job, "set_up", lambda params, source: lm)
+        patch.setattr(edit_job, "set_up", lambda params, source, fast=True: lm)
         edit = edit_job._EditWorker._edit
 
         def editing(self: Any, request: Any) -> Any:
