@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -118,9 +117,8 @@ def _ended(worker: _Worker) -> tuple[str, bool]:
     return f"ended itself with exit status {code}", False
 
 
-def _told(pickled: bytes, trace: str) -> BaseException:
+def _told(error: BaseException, trace: str) -> BaseException:
     """What a worker raised, as it would have been raised here, with its traceback for all but a user's mistake."""
-    error: BaseException = pickle.loads(pickled)
     if not isinstance(error, UserError):
         error.add_note(f"in a worker process:\n{trace}")
     return error
@@ -152,13 +150,9 @@ def _work(link: Connection, job: Job, root: Path, number: int, share: float) -> 
                 store.put_table(job.step, unit.key, compute(unit), unit.label)
                 link.send(None)
     except Exception as error:
-        trace = traceback.format_exc()
-        try:
-            pickled = pickle.dumps(error)
-            pickle.loads(pickled)
-        except Exception:  # some errors can't be sent
-            pickled = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-        link.send((pickled, trace))
+        # Errors of other kinds may hold what can't be sent; their traceback tells the rest.
+        sent = error if type(error) is UserError else RuntimeError(f"{type(error).__name__}: {error}")
+        link.send((sent, traceback.format_exc()))
 
 
 def _end_with_parent() -> None:
