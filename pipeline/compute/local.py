@@ -151,7 +151,8 @@ def _work(link: Connection, job: Job, root: Path, number: int, share: float) -> 
                 link.send(None)
     except Exception as error:
         # Errors of other kinds may hold what can't be sent; their traceback tells the rest.
-        sent = error if type(error) is UserError else RuntimeError(f"{type(error).__name__}: {error}")
+        plain = type(error) is UserError or type(error).__module__ == "builtins"
+        sent = error if plain else RuntimeError(f"{type(error).__name__}: {error}")
         link.send((sent, traceback.format_exc()))
 
 
