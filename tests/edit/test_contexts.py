@@ -10,6 +10,7 @@ from pipeline.edit.contexts import OPENINGS, context_prefixes, near_duplicates
 from pipeline.lm.generate import sample
 from pipeline.lm.load import load
 from pipeline.lm.model import LanguageModel
+from tests.conftest import TINY_MODEL
 from tests.lm.families import random_model
 
 
@@ -17,7 +18,7 @@ from tests.lm.families import random_model
 def lm(request: pytest.FixtureRequest) -> LanguageModel:
     if request.param != "tiny":
         return random_model(request.param)
-    return load(str(request.getfixturevalue("tiny_folder")), device="cpu")
+    return load(str(TINY_MODEL), device="cpu")
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -240,6 +240,7 @@ def test_a_new_problem_computes_that_problem_only(smoke: Smoke) -> None:
     assert LATE not in smoke.first
 
 
+@pytest.mark.slow
 def test_statistics_of_the_scores_and_the_look_of_the_report_run_no_model(clone: Clone) -> None:
     before, page = clone.results(), clone.root / "reports" / "report.html"
     clone.change("regressions", confidence=0.9)
@@ -261,6 +262,7 @@ def test_statistics_of_the_scores_and_the_look_of_the_report_run_no_model(clone:
     assert ran(clone.repro()) == {"params"}
 
 
+@pytest.mark.slow
 def test_two_more_facts_trace_and_edit_two_facts(clone: Clone) -> None:
     problem, steps = "error_injection", ("trace", "edit-rome-error_injection")
     count = clone.params.facts.count
@@ -282,6 +284,7 @@ def test_two_more_facts_trace_and_edit_two_facts(clone: Clone) -> None:
         pd.testing.assert_frame_equal(both, old)
 
 
+@pytest.mark.slow
 def test_an_experiment_its_metrics_and_its_plots(clone: Clone) -> None:
     output = clone.command("dvc", "exp", "run", "-S", "edit.problems=[error_injection]")
     assert ran(output) == {"params", "scores", "regressions", "report"}
@@ -312,6 +315,7 @@ for stage in (scores, regressions, report):
 
 
 @pytest.mark.rounding
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_bytes(clone: Clone) -> None:
     """From nothing, in one process and another order: no table, CSV, metric or statistic differs in a byte."""
     before = clone.results()
@@ -325,6 +329,7 @@ def test_a_second_run_gives_the_same_bytes(clone: Clone) -> None:
     assert [name for name in before if after[name] != before[name]] == []
 
 
+@pytest.mark.slow
 def test_killed_midway_it_goes_on_where_it_was(clone: Clone) -> None:
     """SIGKILL while two workers edit: finished facts are kept, the rest is computed by one, and the bytes are equal."""
     step, words = "edit-rome-error_injection", ["-m", "stages.edit", "--method", "rome", "--problem", "error_injection"]
@@ -359,6 +364,7 @@ def test_killed_midway_it_goes_on_where_it_was(clone: Clone) -> None:
     assert left == []
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_in_a_sentence_and_overwrites_nothing(clone: Clone) -> None:
     before = clone.results()
     clone.change("rome", stpes=3)
