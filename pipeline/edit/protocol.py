@@ -82,7 +82,8 @@ class Edit:
     """One edit. layer: the (centre) layer it stands for. status: "ok", or why there is no update.
 
     delta_norm: length of v* - v0 before the update. loss: the last loss that was computed. steps: optimisation
-    steps taken. acts: False where nothing that the method does at this layer can reach the answer.
+    steps taken. acts: False where nothing that the method does at this layer can reach the answer. denominator: the
+    cosine uT k / (|u| |k|) of ROME's update, nan for methods without one; near 0 the update is huge.
     """
 
     layer: int
@@ -92,6 +93,7 @@ class Edit:
     steps: int
     status: str = "ok"
     acts: bool = True
+    denominator: float = float("nan")
 
     @property
     def lowest(self) -> int:
@@ -115,7 +117,7 @@ class Resources:
 class Editor(Protocol):
     """A method with its settings and resources; its edits of several layers do not depend on each other.
 
-    window: how many blocks one edit changes.
+    window: how many blocks one edit changes, as `window_blocks` has them.
     """
 
     @property
@@ -146,6 +148,11 @@ class Method:
     def module(self) -> str:
         """The module that holds the method; with what it imports, it decides the method's results."""
         return self.editor.__module__
+
+
+def window_blocks(layer: int, width: int, n_layers: int) -> range:
+    """The blocks of a window of `width` blocks centred on `layer`, as in tracing; cut off at the model's ends."""
+    return range(max(0, layer - width // 2), min(n_layers, layer - (-width // 2)))
 
 
 def failed(layer: int, reason: str) -> Edit:
