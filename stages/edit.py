@@ -6,7 +6,7 @@ from functools import partial
 from pipeline.compute import engine, fetch, inputs, statistics
 from pipeline.compute.edit_job import EditJob
 from pipeline.compute.machine import crew
-from pipeline.edit.methods import METHODS, SETTINGS
+from pipeline.edit.methods import METHODS, SETTINGS, moments_window
 from pipeline.errors import UserError
 from pipeline.settings.fields import PROBLEMS
 from pipeline.settings.params import Params
@@ -17,7 +17,7 @@ from stages._run import run_stage
 def main(method: str, problem: str, params: Params) -> None:
     """Facts and statistics to data/edits/<method>-<problem>.parquet."""
     model = inputs.model(params)
-    made = statistics.read_for(params, model, inputs.STATISTICS)
+    made = statistics.read_for(params, model, inputs.STATISTICS, moments_window(params, method))
     job = EditJob(params, model, inputs.facts(), inputs.sd(params), METHODS[method], problem, *made, inputs.STATISTICS)
     fetched = partial(fetch.ensure, params.model.name, params.seed)
     table = engine.run(job, inputs.store(params), crew(params), fetched)

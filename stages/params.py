@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.compute.inputs import surroundings
-from pipeline.edit.methods import load
+from pipeline.edit.methods import load, widest_window
 from pipeline.errors import UserError
 from pipeline.tables import write_json
 
@@ -16,7 +16,7 @@ def main() -> int:
     """Check the file that the command line names (params.yaml); returns the exit status."""
     try:
         params = load(*sys.argv[1:2])
-        for name, content in surroundings(params).items():
+        for name, content in surroundings(params, widest_window(params)).items():
             write_json(content, Path("data/inputs") / f"{name}.json")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

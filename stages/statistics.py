@@ -16,8 +16,8 @@ TEXT = inputs.DATA / ".text"  # of a run that is under way: an interrupted one g
 def main(params: Params) -> None:
     """data/statistics: moments.safetensors, contexts.json, manifest.json."""
     model = inputs.model(params)
-    key = statistics.key_of(params, model)
-    if statistics.present(inputs.STATISTICS, key):
+    window = inputs.window()
+    if statistics.present(inputs.STATISTICS, statistics.key_of(params, model, window)):
         return
     batches = None
     if params.statistics.text == "model":
@@ -25,7 +25,7 @@ def main(params: Params) -> None:
         fetched = partial(fetch.ensure, params.model.name, params.seed)
         batches = job.read(engine.run(job, Store(TEXT), crew(params), fetched))
     # With the threads of one worker: two were three times slower than one where the machine had other work to do.
-    statistics.compute(fetch.opened(params), params, inputs.STATISTICS, key, batches)
+    statistics.compute(fetch.opened(params), params, inputs.STATISTICS, model, window, batches)
     shutil.rmtree(TEXT, ignore_errors=True)
 
 

@@ -70,7 +70,7 @@ class EditJob:
             "method": self.method.name,
             "settings": params.for_problem(self.method.name, self.problem),
             "layers": self.layers,
-            "statistics": self.statistics["key"],
+            "statistics": self.statistics["source_key"],
             "prefixes": self.prefixes,
             "ridge": params.statistics.ridge,
         }

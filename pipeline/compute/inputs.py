@@ -57,6 +57,15 @@ def sd(params: Params) -> float:
     return params.noise.in_embedding_units(found)
 
 
+def window() -> int:
+    """How many blocks an edit changes at the most, as stage `params` found it."""
+    path = DATA / "inputs" / "moments.json"
+    width: int = read_record(path, window=int)["window"]
+    if width < 1:
+        raise UserError(f"{path}: window is {width} but must be at least 1; delete it and run dvc repro")
+    return width
+
+
 def candidates(params: Params) -> FactFile:
     """The facts of the fact file that this run may choose from, and the records left out."""
     settings = params.facts
@@ -64,15 +73,17 @@ def candidates(params: Params) -> FactFile:
     return FactFile(trim(file.facts, settings.max_paraphrases, settings.max_neighborhood), file.left_out)
 
 
-def surroundings(params: Params) -> dict[str, dict[str, Any]]:
+def surroundings(params: Params, window: int) -> dict[str, dict[str, Any]]:
     """What stages depend on beside settings and the files of other stages, for DVC to compare.
 
     text: SHA-256 of the file for the second moments; model: a hash of the model's folder; null where none is named or
-    none is there. libraries: the versions that are in every unit's key.
+    none is there. libraries: the versions that are in every unit's key. moments: the `window` of blocks that an edit
+    changes at the most, so that a method of wider windows gets the second moments it needs.
     """
     text, name = params.statistics.text_file, Path(params.model.name).expanduser()
     return {
         "text": {"sha256": digest(text) if text is not None and text.is_file() else None},
         "model": {"fingerprint": fingerprint(name) if name.is_dir() else None},
         "libraries": versions(),
+        "moments": {"window": window},
     }

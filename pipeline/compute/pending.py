@@ -18,7 +18,7 @@ from pipeline.compute.known_job import KnownJob
 from pipeline.compute.store import Store
 from pipeline.compute.trace_job import TraceJob
 from pipeline.compute.work import Unit
-from pipeline.edit.methods import METHODS
+from pipeline.edit.methods import METHODS, widest_window
 from pipeline.errors import UserError
 from pipeline.facts.choose import KnownRule, choose
 from pipeline.facts.fact import FactFile
@@ -51,7 +51,7 @@ def _trace(settings: Params) -> TraceJob:
 
 def _edit(settings: Params, method: str, problem: str) -> EditJob:
     model = inputs.model(settings)
-    made = statistics.read_for(settings, model, inputs.STATISTICS)
+    made = statistics.read_for(settings, model, inputs.STATISTICS, 0)
     return EditJob(
         settings, model, inputs.facts(), inputs.sd(settings), METHODS[method], problem, *made, inputs.STATISTICS
     )
@@ -106,5 +106,5 @@ def _facts_fit(settings: Params, file: FactFile, store: Store) -> str:
 
 
 def _statistics_fit(settings: Params) -> str:
-    statistics.read_for(settings, inputs.model(settings), inputs.STATISTICS)
+    statistics.read_for(settings, inputs.model(settings), inputs.STATISTICS, widest_window(settings))
     return ""

@@ -18,6 +18,7 @@ from pipeline.compute.keys import common, key
 from pipeline.disk import digest
 from pipeline.edit import contexts, text
 from pipeline.edit.moments import condition_number, second_moments
+from pipeline.edit.protocol import window_blocks
 from pipeline.errors import UserError
 from pipeline.lm.folders import check_safetensors
 from pipeline.lm.model import LanguageModel
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 MOMENTS, CONTEXTS, MANIFEST = "moments.safetensors", "contexts.json", "manifest.json"
 
 
-def key_of(params: Params, model: dict[str, Any]) -> str:
-    """Hash of all that the folder's content depends on."""
+def source_key(params: Params, model: dict[str, Any]) -> str:
+    """Hash of all that the moment of any one block, and the prefixes, depend on."""
     file = params.statistics.text_file
     return key(
         **common(params, model, __name__, text_job.__name__),
@@ -39,8 +40,18 @@ def key_of(params: Params, model: dict[str, Any]) -> str:
         seed=params.seed,
         settings=params.statistics.model_dump(exclude={"ridge"}),
         text=digest(file) if file is not None and file.is_file() else None,
-        layers=params.edit.layer_list(model["layers"]),
     )
+
+
+def blocks(params: Params, n_layers: int, window: int) -> list[int]:
+    """The blocks that edits of `window` blocks change, at every layer that is edited."""
+    layers = params.edit.layer_list(n_layers)
+    return sorted({block for layer in layers for block in window_blocks(layer, window, n_layers)})
+
+
+def key_of(params: Params, model: dict[str, Any], window: int) -> str:
+    """Hash of all that the folder's content depends on."""
+    return key(source=source_key(params, model), blocks=blocks(params, model["layers"], window))
 
 
 def present(folder: Path, wanted: str) -> bool:
@@ -53,13 +64,19 @@ def present(folder: Path, wanted: str) -> bool:
 
 
 def compute(
-    lm: LanguageModel, params: Params, folder: Path, made_of: str, batches: Sequence[Tensor] | None = None
+    lm: LanguageModel,
+    params: Params,
+    folder: Path,
+    model: dict[str, Any],
+    window: int,
+    batches: Sequence[Tensor] | None = None,
 ) -> None:
     """Take all second moments in one pass over the text, sample the prefixes; write the folder.
 
-    batches: the text's token ids, each (B, T); where they are None, it is sampled or read here.
+    model: what data/model.json says of `lm`. window: how many blocks an edit changes at the most. batches: the text's
+    token ids, each (B, T); where they are None, it is sampled or read here.
     """
-    settings, layers = params.statistics, params.edit.layer_list(lm.n_layers)
+    settings, layers = params.statistics, blocks(params, lm.n_layers, window)
     size = max(lm.arch.key_size(layer) for layer in layers)
     prefixes = contexts.context_prefixes(
         lm, settings.prefix_lengths, settings.prefixes_per_length, settings.temperature, params.seed
@@ -82,7 +99,8 @@ def compute(
         moments = second_moments(lm, batches, layers, progress.advance)
     condition_numbers: dict[str, float | None] = {}
     manifest: dict[str, Any] = {
-        "key": made_of,
+        "key": key_of(params, model, window),
+        "source_key": source_key(params, model),
         "text": settings.text,
         "tokens": tokens,
         "seed": params.seed,
@@ -120,7 +138,7 @@ def read(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is missing or damaged ({error}); run `dvc repro statistics`") from error
     texts = isinstance(prefixes, list) and all(isinstance(prefix, str) for prefix in prefixes)
-    keyed = isinstance(manifest, dict) and isinstance(manifest.get("key"), str)
+    keyed = isinstance(manifest, dict) and all(isinstance(manifest.get(k), str) for k in ("key", "source_key"))
     if not (folder / MOMENTS).exists() or not keyed or not texts or prefixes[:1] != [""]:
         raise UserError(f"{folder} is not whole or of another version; run `dvc repro -f statistics`")
     return manifest, tuple(prefixes)
@@ -146,13 +164,16 @@ def check_moments(folder: Path, layers: Sequence[int], size: int) -> None:
                 )
 
 
-def read_for(params: Params, model: dict[str, Any], folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(manifest, context prefixes) of the folder, which must be of these settings and this model.
+def read_for(
+    params: Params, model: dict[str, Any], folder: Path, window: int
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(manifest, context prefixes) of the folder, which must be of these settings and this model, and have a moment for
+    each block that edits of `window` blocks change; 0 for none.
 
     Raises UserError.
     """
     manifest, prefixes = read(folder)
-    if manifest["key"] != key_of(params, model):
+    if manifest["source_key"] != source_key(params, model):
         raise UserError(f"{folder} is of other settings, another model or another version; run `dvc repro statistics`")
-    check_moments(folder, params.edit.layer_list(model["layers"]), model["key_size"])
+    check_moments(folder, blocks(params, model["layers"], window) if window else [], model["key_size"])
     return manifest, prefixes

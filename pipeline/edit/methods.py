@@ -6,13 +6,27 @@ from pathlib import Path
 
 from pipeline.edit import rome
 from pipeline.edit.protocol import Method
-from pipeline.settings import params
+from pipeline.settings import params as settings
+from pipeline.settings.fields import PROBLEMS
+from pipeline.settings.params import Params
 
 METHODS: dict[str, Method] = {method.name: method for method in (rome.METHOD,)}
 
 SETTINGS: dict[str, type] = {name: method.settings for name, method in METHODS.items()}  # as params.load wants them
 
 
-def load(path: str | Path = "params.yaml") -> params.Params:
+def moments_window(params: Params, method: str) -> int:
+    """How many blocks around a layer the method needs the second moments of, whatever the problem; 0 for none."""
+    if not METHODS[method].moments:
+        return 0
+    return max(params.for_problem(method, problem).get("window", 1) for problem in PROBLEMS)
+
+
+def widest_window(params: Params) -> int:
+    """`moments_window` of all methods in use, and 1 where none needs any, so that there always are statistics."""
+    return max(1, *(moments_window(params, method) for method in params.edit.methods))
+
+
+def load(path: str | Path = "params.yaml") -> Params:
     """Read and check a params file with the sections of all methods; UserError as of `params.load`."""
-    return params.load(path, SETTINGS)
+    return settings.load(path, SETTINGS)

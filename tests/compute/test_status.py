@@ -223,7 +223,6 @@ def test_what_is_missing_is_waited_for_and_nothing_pruned(
         ({"facts": {"max_paraphrases": 2}}, "facts"),
         ({"facts": {"known": {"rule": "within", "within_tokens": 5, "min_p_true": 0.0}}}, "facts"),
         ({"statistics": {"tokens": 5000}}, "statistics"),
-        ({"edit": {"layers": [0, 2]}}, "statistics"),
     ],
 )
 def test_files_of_other_settings_are_not_taken_for_the_current_ones(
@@ -238,6 +237,11 @@ def test_files_of_other_settings_are_not_taken_for_the_current_ones(
     if stage != "model":
         upstream()
         assert waits() == {}
+
+
+def test_second_moments_of_more_blocks_than_are_edited_do(project: Path) -> None:
+    change(edit={"layers": [0, 2]})
+    assert waits() == {}
 
 
 def test_other_facts_in_the_file_are_noticed(project: Path) -> None:

@@ -81,4 +81,4 @@ def test_statistics_of_a_text_are_keyed_by_what_decides_it(job: TextJob) -> None
         TextJob(p, job.model).units()[0].key for p in (job.params, with_(temperature=0.5), with_(sequence_length=8))
     }
     assert len(keys) == 3
-    assert statistics.key_of(job.params, job.model) != statistics.key_of(with_(temperature=0.5), job.model)
+    assert statistics.key_of(job.params, job.model, 1) != statistics.key_of(with_(temperature=0.5), job.model, 1)

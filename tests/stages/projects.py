@@ -65,6 +65,6 @@ def upstream() -> None:
     subjects = len({fact.subject for fact in file.facts})
     write_json({"embedding_sd": 0.1, "subjects": subjects}, Path("data/embedding_sd.json"))
     folder = Path("data/statistics")
-    write_json({"key": statistics.key_of(settings, MODEL)}, folder / "manifest.json")
+    write_json({"key": "k", "source_key": statistics.source_key(settings, MODEL)}, folder / "manifest.json")
     write_json(["", "Once"], folder / "contexts.json")
     save_file({str(layer): torch.eye(4) for layer in range(6)}, folder / "moments.safetensors")

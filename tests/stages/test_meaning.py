@@ -108,8 +108,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         chosen = choose(facts, known, KnownRule(**settings.facts.known.model_dump()), FACTS)
         kept = tuple(fact for fact, (keep, _) in zip(facts, chosen, strict=True) if keep)
         sd = settings.noise.in_embedding_units(noise.embedding_sd(lm, (fact.subject for fact in facts)))
-        key = statistics.key_of(settings, model)
-        statistics.compute(lm, settings, folder / "statistics", key)
+        statistics.compute(lm, settings, folder / "statistics", model, 1)
         yield World(
             params=settings, lm=lm, model=model, known=known, facts=kept, sd=sd,
             folder=folder / "statistics", weights=weights,

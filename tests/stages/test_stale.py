@@ -97,10 +97,10 @@ MODEL = {"fingerprint": "f" * 32, "source": "x", "layers": 6, "key_size": 4, "fa
 
 def all_keys(params: Params) -> list[str]:
     """A key of each kind of unit."""
-    (fact, *_), manifest = inputs.candidates(params).facts, {"key": "k"}
+    (fact, *_), manifest = inputs.candidates(params).facts, {"source_key": "k"}
     edit = EditJob(params, MODEL, (fact,), 0.1, METHODS["rome"], "error_injection", manifest, ("",), Path())
     jobs = (KnownJob(params, MODEL, (fact,)), TraceJob(params, MODEL, (fact,), 0.1), edit)
-    return [*(job.units()[0].key for job in jobs), statistics.key_of(params, MODEL)]
+    return [*(job.units()[0].key for job in jobs), statistics.key_of(params, MODEL, 1)]
 
 
 @pytest.fixture
