@@ -1,5 +1,5 @@
 """The new value v* = v0 + delta of an MLP's output at the subject's last token, optimised by Adam (Meng et al. 2022,
-section 3.1).
+section 3.1); or of a block's output, the hidden state, as MEMIT has it (Meng et al. 2023, section 4.1).
 
 Two paths with the same mathematics: `Prepared` carries the edits of all layers through one resumed forward a step,
 `plain_delta` runs whole prompts through the whole model, one edit at a time, and is what tests hold the other to.
@@ -15,19 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from pipeline.edit.objective import Objective, Weights, clamp_, reaches, stops
 from pipeline.edit.protocol import EditRequest
-from pipeline.lm.forward import Recording, Suffix, climb, record
+from pipeline.lm.forward import Recording, Suffix, climb, first, record
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import no_noise
 from pipeline.lm.plain import Batch, full_logits
 from pipeline.lm.prompts import pack
 
+Output = Literal["mlp", "hidden"]  # what delta is added to: the MLP's output or the block's
 TOKENS_AT_ONCE = 256  # of several draws in one run for the keys under noise; more gains little and takes memory
 
 
@@ -50,7 +51,7 @@ class Descent(Weights, Protocol):
 class Site:
     """What an edit needs of the unedited model at one block: keys (P, d_ff), v0 (d,), float32 or better.
 
-    Under noise both are means over the steps' draws.
+    v0 is of the output that delta is added to. Under noise both are means over the steps' draws.
     """
 
     keys: Tensor
@@ -84,13 +85,14 @@ class Prepared:
 
     draws: how many steps there are, over whose draws keys and v0 are means where the subject is noised. The recording
     and the suffix are then of the step that `draw` was last called for; the tree of packed tokens stays what it is.
+    of: the output that delta is added to.
     """
 
     recording: Recording
     suffix: Suffix
 
-    def __init__(self, lm: LanguageModel, request: EditRequest, draws: int = 1):
-        self.lm, self.request = lm, request
+    def __init__(self, lm: LanguageModel, request: EditRequest, draws: int = 1, of: Output = "mlp"):
+        self.lm, self.request, self.of = lm, request, of
         prompts = [*request.prompts, request.essence]
         ends = [len(prompt.ids) - 1 for prompt in request.prompts] + [request.essence.last_subject + 1]
         self.packed = pack(
@@ -142,23 +144,31 @@ class Prepared:
             recording = record(self.lm, packed, noise=torch.stack(tables))
             seen = [
                 (keys[:, at].to(precise).sum(0), output[:, at[0]].to(precise).sum(0))
-                for keys, output in zip(recording.mlp_in, recording.mlp_out, strict=True)
+                for keys, output in zip(recording.mlp_in, self._outputs(recording), strict=True)
             ]
             sums = [(k + a, v + b) for (k, v), (a, b) in zip(sums, seen, strict=True)] if sums else seen
         return [(keys / draws, v0 / draws) for keys, v0 in sums]
 
+    def _outputs(self, recording: Recording) -> list[Tensor]:
+        """What delta is added to, (B, N, d) of each block."""
+        return recording.mlp_out if self.of == "mlp" else recording.h[1:]
+
     def site(self, layer: int) -> MappedSite:
+        """Keys and v0 at a block."""
         if self._means is not None:
             return _site(self.lm, self.lm.arch.down_projs[layer], *self._means[layer])
         recording, module = self.recording, self.lm.arch.down_projs[layer]
         keys = recording.mlp_in[layer][0, self.site_index[:-1]]
-        return _site(self.lm, module, keys, recording.mlp_out[layer][0, self.site_index[0]])
+        return _site(self.lm, module, keys, self._outputs(recording)[layer][0, self.site_index[0]])
 
     def _add(self, h: Tensor, layer: int, delta: Tensor) -> Tensor:
-        """Outputs h (1, S, d) of block `layer` with `delta` added to its MLP's output, as recorded, at the sites."""
-        arch = self.lm.arch
-        output = self.recording.mlp_out[layer][0, self.suffix.origin[self.sites]]
-        change = arch.mlp_change(layer, output, delta.to(h.dtype).expand(len(self.sites), -1))
+        """Outputs h (1, S, d) of block `layer` with `delta` added at the sites, to what was recorded of the MLP or to h
+        itself.
+        """
+        change = delta.to(h.dtype).expand(len(self.sites), -1)
+        if self.of == "mlp":
+            output = self.recording.mlp_out[layer][0, self.suffix.origin[self.sites]]
+            change = self.lm.arch.mlp_change(layer, output, change)
         return h.index_add(1, self.sites, change[None])
 
     def _output(self, layer: int) -> Tensor:
@@ -235,9 +245,12 @@ class Prepared:
 
 
 def plain_delta(
-    lm: LanguageModel, request: EditRequest, settings: Descent, layer: int
+    lm: LanguageModel, request: EditRequest, settings: Descent, layer: int, of: Output = "mlp"
 ) -> tuple[MappedSite, Tensor, float, int]:
-    """The reference: whole prompts through the whole model at every step; (site, delta, last loss, steps)."""
+    """The reference: whole prompts through the whole model at every step; (site, delta, last loss, steps).
+
+    The keys of the site are those of the MLP; there are none of a hidden state.
+    """
     batch = Batch.of([*request.prompts, request.essence], lm.device)
     rows = noise_rows(request)
 
@@ -250,7 +263,8 @@ def plain_delta(
     precise = torch.float64 if lm.dtype == torch.float64 else torch.float32
     delta: Tensor | None = None
 
-    def hook(_module: torch.nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
+    def hook(_module: torch.nn.Module, args: tuple[Tensor], outputs: Any) -> Any:
+        output = first(outputs)
         shape = output.shape
         output = output.reshape(len(sites), -1, shape[-1])
         if delta is None:
@@ -260,10 +274,11 @@ def plain_delta(
             seen[1].append(output[0, sites[0]].detach().to(lm.device, precise, copy=True))
             return None
         change = delta.to(output).expand(len(sites), -1)
-        return output.index_put((each, sites), change, accumulate=True).reshape(shape)
+        changed = output.index_put((each, sites), change, accumulate=True).reshape(shape)
+        return (changed, *outputs[1:]) if isinstance(outputs, tuple) else changed
 
     module = lm.arch.down_projs[layer]
-    handle = module.register_forward_hook(hook)
+    handle = (module if of == "mlp" else lm.arch.blocks[layer]).register_forward_hook(hook)
     reads = torch.tensor([(p, j) for p, prompt in enumerate(request.prompts) for j in prompt.reads], device=lm.device)
     try:
         with torch.no_grad():

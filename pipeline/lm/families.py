@@ -158,16 +158,16 @@ class Architecture:
         """What block `layer` adds to the residual stream for this MLP output; shape (..., d) to (..., d)."""
         norm = self.mlp_norms[layer]
         output = output if norm is None else norm(output).to(output.device)
-        return output if self._residual_scale == 1.0 else output * self._residual_scale
+        return output if self.residual_scale == 1.0 else output * self.residual_scale
 
     def mlp_change(self, layer: int, output: Tensor, change: Tensor) -> Tensor:
         """What `change`, added to this MLP output of block `layer`, adds to the residual stream; all (..., d)."""
-        if self.mlp_norms[layer] is None and self._residual_scale == 1.0:
+        if self.mlp_norms[layer] is None and self.residual_scale == 1.0:
             return change
         return self.mlp_to_residual(layer, output + change) - self.mlp_to_residual(layer, output)
 
     @property
-    def _residual_scale(self) -> float:
+    def residual_scale(self) -> float:
         """Granite's factor on what a block adds."""
         return float(getattr(self.config, "residual_multiplier", 1.0))
 

@@ -9,6 +9,7 @@ padded and nothing is computed twice.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,3 +150,23 @@ def pack(sequences: Sequence[Sequence[int]], noise: Sequence[Sequence[int]] | No
         if parent >= 0:
             visible[node] |= visible[parent]
     return Packed(torch.tensor(ids), torch.tensor(positions), visible, tuple(where), torch.tensor(rows))
+
+
+def beside(parts: Sequence[Packed]) -> Packed:
+    """Packed sequences one after the other: no token sees those of another part, though they may begin alike.
+
+    Each part's rows of noise are taken to follow those of the part before.
+    """
+    starts = list(itertools.accumulate((len(part) for part in parts[:-1]), initial=0))
+    rows, noise = 0, []
+    for part in parts:
+        noise.append(torch.where(part.noise >= 0, part.noise + rows, part.noise))
+        rows += int(part.noise.max()) + 1
+    where = [tuple(i + start for i in path) for part, start in zip(parts, starts, strict=True) for path in part.where]
+    return Packed(
+        torch.cat([part.ids for part in parts]),
+        torch.cat([part.positions for part in parts]),
+        torch.block_diag(*(part.visible for part in parts)),
+        tuple(where),
+        torch.cat(noise),
+    )

@@ -129,6 +129,7 @@ def choices(values: tuple[str, ...]) -> str:
 # The keys of methods.
 Steps = Annotated[AtLeast1, Field(description="a whole number of optimization steps, at least 1")]
 LearningRate = Annotated[float, Field(gt=0, description="a number above 0")]
+Window = Annotated[AtLeast1, Field(description="a number of blocks, at least 1")]
 Weight = Annotated[float, Field(ge=0, description="a number of at least 0")]
 NormFactor = Annotated[float, Field(gt=0, description="a number above 0, in norms of the unedited value")]
 Probability = Annotated[
