@@ -276,7 +276,7 @@ def test_the_same_bytes_as_the_local_engine(cluster: str, tmp_path: Path, monkey
         chosen.sections["rome"]["steps"] = 4
         model = {"fingerprint": "small", "source": str(tmp_path / "model"), "layers": lm.n_layers, "fast_path": True}
         job = EditJob(
-            chosen, model, FACTS, 0.5, METHODS["rome"], "fact_forcing", {"key": "k"}, ("", "One two. "), Path()
+            chosen, model, FACTS, 0.5, METHODS["rome"], "fact_forcing", {"source_key": "k"}, ("", "One two. "), Path()
         )
         table = engine.run(job, Store(name), CREW)
         assert set(table["status"].to_pylist()) == {"ok"}

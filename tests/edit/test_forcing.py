@@ -92,7 +92,7 @@ def watched(lm: LanguageModel, folder: Path, path: str, samples: int, steps: int
     params._sections["rome"] = {**methods.load(ROOT / "presets" / "smoke.yaml").sections["rome"], "steps": steps}
     model = {"layers": lm.n_layers, "fast_path": True, "source": "", "fingerprint": ""}
     texts = ("", *(f"Anna works in {i}. " for i in range(prefixes)))
-    job = EditJob(params, model, (FACT,), 0.3, METHODS["rome"], "fact_forcing", {"key": ""}, texts, folder)
+    job = EditJob(params, model, (FACT,), 0.3, METHODS["rome"], "fact_forcing", {"source_key": ""}, texts, folder)
     with pytest.MonkeyPatch.context() as patch, Watch(lm) as watch:
         patch.setattr(edit_job, "set_up", lambda params, source, fast=True: lm)
         edit = edit_job._EditWorker._edit
