@@ -61,7 +61,7 @@ def sd(params: Params) -> float:
 def candidates(params: Params) -> FactFile:
     """The facts of the fact file that this run may choose from, and the records left out.
 
-    UserError where too large a share of the whole file is left out.
+    UserError where too large a share of the whole file is broken.
     """
     settings, path = params.facts, Path(params.facts.path)
     whole = read_fact_file(settings.source, path, params.seed)

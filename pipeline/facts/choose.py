@@ -128,7 +128,7 @@ def facts_to_frame(
         }
         for fact, measured, (kept, reason) in zip(facts, known, chosen, strict=True)
     ]
-    for record in (record for record in left_out if record.fact_id):
+    for record in (record for record in left_out if not record.broken):
         row = {column: getattr(record, column, "") for column in _FACT_COLUMNS} | {name: [] for name in _LISTS}
         rows.append(row | {"p_true": math.nan, "greedy_correct": False, "kept": False, "drop_reason": record.reason})
     frame = pd.DataFrame(rows, columns=list(FACTS))

@@ -98,6 +98,11 @@ class LeftOut:
     target_true: str = ""
     source: str = ""
 
+    @property
+    def broken(self) -> bool:
+        """Whether something is wrong with the record itself."""
+        return not self.fact_id
+
 
 @dataclass(frozen=True)
 class FactFile:

@@ -95,12 +95,15 @@ def commonest(left_out: Sequence[LeftOut]) -> str:
 
 
 def check_share(path: Path, file: FactFile, most: float) -> None:
-    """Raise UserError where more than the share `most` of the file's records is left out."""
-    every = len(file.facts) + len(file.left_out)
-    if len(file.left_out) > most * every:
+    """Raise UserError where more than the share `most` of the file's records is broken.
+
+    Sound records that can't serve do not count: how many have too few neighbors is no fault of the file.
+    """
+    every, broken = len(file.facts) + len(file.left_out), [one for one in file.left_out if one.broken]
+    if len(broken) > most * every:
         raise UserError(
-            f"{path}: {len(file.left_out)} of {every} records can't be used, more than facts.max_left_out_share "
-            f"{most:g}; a better file or a larger share is needed; why: {commonest(file.left_out)}"
+            f"{path}: {len(broken)} of {every} records are broken, more than facts.max_left_out_share {most:g}; "
+            f"a better file or a larger share is needed; why: {commonest(broken)}"
         )
 
 

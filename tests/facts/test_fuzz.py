@@ -11,10 +11,11 @@ import pytest
 
 from pipeline.errors import UserError, quoted
 from pipeline.facts import readers as fact_readers
-from pipeline.facts.fact import FactFile
+from pipeline.facts.fact import FactFile, LeftOut
 from pipeline.facts.readers import read_fact_file
 from tests.facts import broken
 from tests.facts import fuzz as fuzz_facts
+from tests.facts.made import fact
 
 
 def test_a_short_run_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +69,36 @@ def test_a_bad_reader_is_a_finding(
     kept = Path(out.partition("file in ")[2].splitlines()[0])
     assert (kept / "facts.json").exists()
     shutil.rmtree(kept.parent)
+
+
+SOUND = fact(source="zsre")
+
+
+@pytest.mark.parametrize(
+    ("read", "told"),
+    [
+        (FactFile([], []), "no facts, and nobody says so"),
+        (FactFile([fact(source="zsre", paraphrases=("Question: ? Answer:",))], []), "asks an empty question"),
+        (
+            FactFile([fact(source="zsre", neighborhood=("Question: nq question:? Answer:",))], []),
+            "asks an empty question",
+        ),
+        (FactFile([SOUND], [LeftOut(record=0, file="f", reason="\u200b")]), "is left out for the reason"),
+        (FactFile([SOUND], [LeftOut(record=0, file="f", reason="x", fact_id="a")]), "fact 'a' occurs twice"),
+    ],
+)
+def test_a_bad_fact_is_a_finding(read: FactFile, told: str) -> None:
+    assert told in next(fuzz_facts.faults(read))
+    assert next(fuzz_facts.faults(FactFile([SOUND], [LeftOut(record=0, file="f", reason="x")])), "") == ""
+
+
+def test_a_record_that_is_lost_or_listed_twice_is_a_finding(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text("[1, 2, 3]")
+    one, two = (LeftOut(record=i, file=str(path), reason="x") for i in (1, 2))
+    assert next(fuzz_facts.miscounted(FactFile([SOUND], [one, two]), path), "") == ""
+    assert "are not all records" in next(fuzz_facts.miscounted(FactFile([SOUND], [one]), path))
+    assert "left out twice" in next(fuzz_facts.miscounted(FactFile([SOUND], [one, one]), path))
 
 
 # What it found

@@ -206,12 +206,21 @@ def test_one_record_in_twenty_may_be_left_out_and_no_more(tmp_path: Path) -> Non
     with pytest.raises(UserError) as error:
         check_share(path, read, 0.05)
     assert str(error.value) == (
-        f"{path}: 8 of 100 records can't be used, more than facts.max_left_out_share 0.05; a better file or a larger "
+        f"{path}: 8 of 100 records are broken, more than facts.max_left_out_share 0.05; a better file or a larger "
         "share is needed; why: requested_rewrite lacks 'relation_id' (5, first in record 0); requested_rewrite is a "
         "number; an object is right (2, first in record 4); subject is empty (1, first in record 5)"
     )
     with pytest.raises(UserError, match=r"none of 100 records"):
         read_fact_file("counterfact", file_with(100, 100, tmp_path), 0)
+
+
+def test_sound_records_that_cannot_serve_are_listed_but_do_not_stop_the_run(tmp_path: Path) -> None:
+    path = write_table(tmp_path, rows=[*ROWS, "lang\tBoth Town\tNorse", "lang\tBoth Town\tLatin", "lang\tBo\tNorse\t"])
+    read = read_fact_file("embedded", path, 0)
+    assert [(one.record, one.broken) for one in read.left_out] == [(12, False), (14, True)]
+    check_share(path, read, 1 / 14)
+    with pytest.raises(UserError, match=r"1 of 14 records are broken, .*; why: the row has 4 cells; .* \(1, first in"):
+        check_share(path, read, 0.05)
 
 
 def test_only_the_three_commonest_reasons_are_told_each_on_one_short_line() -> None:

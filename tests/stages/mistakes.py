@@ -160,7 +160,7 @@ def counterfact(**changes: Any) -> list[dict[str, Any]]:
     return [valid.counterfact(0), record]
 
 
-TOO_MANY = (f"{INPUT}: 1 of 2 records can't be used", "facts.max_left_out_share 0.05", "(1, first in record 1)")
+TOO_MANY = (f"{INPUT}: 1 of 2 records are broken", "facts.max_left_out_share 0.05", "(1, first in record 1)")
 for name, given, *words in (
     ("empty file", b"", INPUT, "is not JSON"),
     ("cut short", json.dumps(counterfact()).encode()[:300], INPUT, "is not JSON", "list of records"),
@@ -230,8 +230,7 @@ def bad_rows(first: int, change: Callable[[str], str]) -> Break:
 
 
 FACTS_TSV, RELATIONS_TSV = f"{TINY}/facts.tsv", f"{TINY}/relations.tsv"
-# Their neighbors may be left with too few.
-MANY_ROWS = (f"{TINY}: ", "of 96 records can't be used", "facts.max_left_out_share 0.05", "(10, first in record 1)")
+MANY_ROWS = (f"{TINY}: 10 of 96 records are broken", "facts.max_left_out_share 0.05", "(10, first in record 1)")
 for name, spoil, *words in (
     ("no facts.tsv", gone(FACTS_TSV), FACTS_TSV, "can't be read", "No such file"),
     ("no folder", gone(TINY), TINY, "is not a folder", "relations.tsv"),
