@@ -164,8 +164,7 @@ def _read_zsre(path: Path, seed: int) -> FactFile:
                 reason = "no alternative answer" if blank(alt) else "alt is one of the true answers"
                 read.leave_out(place, reason, **fields)
                 continue
-            asked = _ask(rephrased), _ask(re.sub(r"^nq question:\s*", "", loc))
-            read.add(**fields, target_false=alt, paraphrases=asked[0], neighborhood=asked[1])
+            read.add(**fields, target_false=alt, paraphrases=_ask(rephrased), neighborhood=_ask(loc))
     return read.done(_apart(read.facts))
 
 
@@ -176,7 +175,8 @@ def _ask(question: str) -> tuple[str, ...]:
 
 
 def _body(question: str) -> str:
-    """The question without question marks at its end; empty where nothing else is seen."""
+    """The question without its mark and the prefix of those from Natural Questions; empty if nothing else is seen."""
+    question = question.removeprefix("nq question:").strip()
     return "" if blank(question.replace("?", "")) else question.rstrip(" ?")
 
 

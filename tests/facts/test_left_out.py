@@ -72,6 +72,7 @@ BAD_RECORDS: list[tuple[str, Any, str]] = [
     ("zsre", zsre(answers=["", "\u3164"]), "answers is empty"),
     ("zsre", zsre(subject=" "), "subject is empty"),
     ("zsre", zsre(subject="?", src="??"), "src is empty"),
+    ("zsre", zsre(subject="nq", src="nq question: "), "src is empty"),
     ("zsre", without(zsre(), "src"), "the record lacks 'src'"),
     ("zsre", zsre(rephrase=7), "rephrase is a number; a text is right"),
 ]
@@ -138,6 +139,7 @@ def test_blank_prompts_are_none(tmp_path: Path, text: str) -> None:
 
     assert prompts("zsre", zsre(rephrase=text, loc=text)) == [(), ()]
     assert prompts("zsre", zsre(rephrase=f"{text}?", loc=f"nq question: {text}")) == [(), ()]
+    assert prompts("zsre", zsre(rephrase="nq question:", loc=f"nq question:{text}??")) == [(), ()]
     assert prompts("zsre", zsre(answers=[text, "Ada Rowe"]))[1]
     both = {"paraphrase_prompts": ["To the Loire", text], "neighborhood_prompts": [text, "The Douro is"]}
     assert prompts("counterfact", counterfact(**both)) == [("To the Loire",), ("The Douro is",)]
