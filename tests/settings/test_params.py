@@ -137,7 +137,6 @@ BAD_VALUES: list[tuple[dict[str, Any], str, str]] = [
     ({"edit.layers": "al"}, "edit.layers is the text 'al'", "did you mean all?"),
     ({"edit.layers": [3, -1]}, "edit.layers[1] is -1", "counted from 0"),
     ({"edit.layers": []}, "edit.layers is an empty list", "all, or a list"),
-    ({"facts.max_left_out_share": -0.1}, "facts.max_left_out_share is -0.1", "0 to 1"),
     ({"edit.max_failed_share": 10}, "edit.max_failed_share is 10", "0 to 1"),
     ({"model.dtype": "float23"}, "model.dtype is the text 'float23'", "did you mean float32?"),
     ({"model.device": "gpu"}, "model.device is the text 'gpu'", "cuda"),

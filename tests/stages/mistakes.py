@@ -101,6 +101,8 @@ for dotted, value, *told in (
     ("model.revision", ["main"], "model.revision is 'main'", "null for trained:tiny"),
     ("statistics.tokens", [10], "statistics.tokens is 10", "statistics.sequence_length"),
     ("facts.max_neighborhood", [0], "facts.max_neighborhood is 0", "raise it"),
+    ("facts.max_left_out_share", [-0.1], "facts.max_left_out_share is -0.1", "0 to 1"),
+    ("facts.max_left_out_share", ["5%"], "facts.max_left_out_share is the text '5%'", "a share from 0 to 1"),
     ("facts.path", ["../facts"], "facts.path is the text '../facts'", "without .."),
     ("facts.path", ["~/facts"], "facts.path is the text '~/facts'", "absolute"),
     ("model.name", ["data/../../model"], "model.name is the text 'data/../../model'", "without .."),
