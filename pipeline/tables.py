@@ -41,6 +41,8 @@ SCORES = {
     "last_subject_fraction": NUMBER,
 }  # fmt: skip
 
+LEFT_OUT = ("record", "source_file", "reason")  # of data/left_out.csv
+
 TABLE_VERSION = "1"  # raised when the meaning of a column changes
 _VERSION_KEY = b"table_version"
 

@@ -6,20 +6,22 @@ from pipeline.compute import engine, fetch, inputs
 from pipeline.compute.known_job import KnownJob
 from pipeline.compute.machine import crew
 from pipeline.facts.choose import KnownRule, choose, facts_to_frame
+from pipeline.facts.reading import left_out_frame
 from pipeline.lm import noise
 from pipeline.settings.params import Params
-from pipeline.tables import write, write_json
+from pipeline.tables import write, write_csv, write_json
 from stages._run import run_stage
 
 
 def main(params: Params) -> None:
-    """The fact file to data/facts.parquet, and the embeddings' standard deviation to data/embedding_sd.json."""
+    """The fact file to data/facts.parquet and left_out.csv, and the embeddings' deviation to embedding_sd.json."""
     file = inputs.candidates(params)
     job = KnownJob(params, inputs.model(params), tuple(file.facts))
     fetched = partial(fetch.ensure, params.model.name, params.seed)
     known = job.read(engine.run(job, inputs.store(params), crew(params), fetched))
     chosen = choose(file.facts, known, KnownRule(**params.facts.known.model_dump()), params.facts.count)
     write(facts_to_frame(file.facts, known, chosen, file.left_out), inputs.DATA / "facts.parquet")
+    write_csv(left_out_frame(file.left_out), inputs.DATA / "left_out.csv")
     # Over all facts of the file, not the chosen ones, so that the noise does not change with their number.
     sd = noise.embedding_sd(fetch.opened(params), (fact.subject for fact in file.facts))
     write_json(

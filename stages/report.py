@@ -21,6 +21,7 @@ def main(params: Params) -> None:
     facts, trace, scores = (read(data / f"{name}.parquet", columns) for name, columns in tables.items())
     edits = read_edits(data / "edits", params.edit.methods, params.edit.problems)
     paper = report.read_paper(data / "paper" / "hase2023_r2.csv")
+    left_out = report.read_left_out(data / "left_out.csv")
     model = read_record(data / "model.json", name=str)
     settings = params.regressions
     plan = Resampling(**settings.resampling, seed=params.seed)
@@ -48,7 +49,7 @@ def main(params: Params) -> None:
     write_json(run, out / "manifest.json")
     page = report.render(
         title=params.report.title, regressions=regressions, paper=paper, facts=facts, edit_counts=counts,
-        targets=targets, pictures=saved, run=run, model_name=model["name"].removeprefix("packaged:"),
+        targets=targets, left_out=left_out, pictures=saved, run=run, model_name=model["name"].removeprefix("packaged:"),
         n_layers=scores["layer"].nunique(), confidence=settings.confidence, permutations=plan.permutations,
     )  # fmt: skip
     write_bytes(out / "report.html", page.encode("utf-8"))

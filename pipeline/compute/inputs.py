@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.facts.choose import kept_facts, of_relations, trim
 from pipeline.facts.fact import Fact, FactFile
 from pipeline.facts.readers import read_fact_file
+from pipeline.facts.reading import check_share
 from pipeline.lm.folders import fingerprint
 from pipeline.settings.params import Params, check_against_model
 from pipeline.tables import FACTS, read, read_record
@@ -67,9 +68,14 @@ def window() -> int:
 
 
 def candidates(params: Params) -> FactFile:
-    """The facts of the fact file that this run may choose from, and the records left out."""
-    settings = params.facts
-    file = of_relations(read_fact_file(settings.source, Path(settings.path), params.seed), settings.relations)
+    """The facts of the fact file that this run may choose from, and the records left out.
+
+    UserError where too large a share of the whole file is broken.
+    """
+    settings, path = params.facts, Path(params.facts.path)
+    whole = read_fact_file(settings.source, path, params.seed)
+    check_share(path, whole, settings.max_left_out_share)
+    file = of_relations(whole, settings.relations)
     return FactFile(trim(file.facts, settings.max_paraphrases, settings.max_neighborhood), file.left_out)
 
 

@@ -98,6 +98,8 @@ def _facts_fit(settings: Params, file: FactFile, store: Store) -> str:
     )
     if inputs.facts() != tuple(fact for fact, (kept, _) in zip(file.facts, chosen, strict=True) if kept):
         return "data/facts.parquet holds other facts than the settings choose now"
+    if not (left_out := inputs.DATA / "left_out.csv").is_file():
+        return f"{left_out} is not there"
     subjects = read_record(inputs.DATA / "embedding_sd.json", subjects=int)["subjects"]
     if subjects != len({fact.subject for fact in file.facts}):
         return "data/embedding_sd.json is of other subjects"

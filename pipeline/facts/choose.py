@@ -36,7 +36,10 @@ class KnownRule:
 
 
 def of_relations(file: FactFile, relations: Sequence[str] | None) -> FactFile:
-    """The part of a fact file that is about `relations`; None takes all. UserError for one that is not in it."""
+    """The part of a fact file that is about `relations`; None takes all. UserError for one that is not in it.
+
+    Records left out whose relation can't be told stay.
+    """
     if relations is None:
         return file
     there = list(dict.fromkeys(fact.relation for fact in file.facts))
@@ -46,7 +49,7 @@ def of_relations(file: FactFile, relations: Sequence[str] | None) -> FactFile:
         )
     return FactFile(
         [fact for fact in file.facts if fact.relation in relations],
-        [record for record in file.left_out if record.relation in relations],
+        [record for record in file.left_out if not record.relation or record.relation in relations],
     )
 
 
@@ -110,7 +113,10 @@ def facts_to_frame(
     chosen: Sequence[tuple[bool, str]],
     left_out: Sequence[LeftOut] = (),
 ) -> pd.DataFrame:
-    """The table data/facts.parquet: a row a fact, then a record left out (p_true NaN, no false target)."""
+    """The table data/facts.parquet: a row a fact, then a sound record left out (p_true NaN, no false target).
+
+    What is wrong in itself has no row: it has no id and no fields, and stands in data/left_out.csv alone.
+    """
     rows = [
         {column: getattr(fact, column) for column in _FACT_COLUMNS}
         | {name: list(getattr(fact, name)) for name in _LISTS}
@@ -122,7 +128,7 @@ def facts_to_frame(
         }
         for fact, measured, (kept, reason) in zip(facts, known, chosen, strict=True)
     ]
-    for record in left_out:
+    for record in (record for record in left_out if not record.broken):
         row = {column: getattr(record, column, "") for column in _FACT_COLUMNS} | {name: [] for name in _LISTS}
         rows.append(row | {"p_true": math.nan, "greedy_correct": False, "kept": False, "drop_reason": record.reason})
     frame = pd.DataFrame(rows, columns=list(FACTS))

@@ -1,4 +1,6 @@
-"""What a fact is: a subject, a prompt about it, a true and a false way to go on; and what may stand in its fields."""
+"""What a fact is: a subject, a prompt about it, a true and a false way to go on; what may stand in its fields; and what
+becomes of a record that gives none.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,19 @@ EMBEDDED = "embedded"
 MAX_ID, MAX_SUBJECT, MAX_TARGET, MAX_PROMPT = 200, 1000, 1000, 10_000
 
 _ID = re.compile(r"[A-Za-z0-9_.-]+")
+# Drawn as nothing, though Unicode counts them as letters, marks or symbols: fillers, joiners, variation selectors.
+_UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10))))
+
+
+class Unusable(UserError):
+    """A text, or a record of a fact file, that can't serve.
+
+    reason: why, in words that are the same for every record with that fault, so that they can be counted.
+    """
+
+    def __init__(self, reason: str, sentence: str | None = None) -> None:
+        super().__init__(reason if sentence is None else sentence)
+        self.reason = reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,29 +51,22 @@ class Fact:
     source: str = EMBEDDED
 
     def __post_init__(self) -> None:
-        name = f"fact {quoted(self.fact_id)}"
+        name = f"fact {quoted(self.fact_id)}: "
         check_id(self.fact_id)
         for field in ("relation", "subject", "prompt", "target_true", "target_false"):
-            check_text(getattr(self, field), f"{name}: {field}", prompt=field in ("relation", "prompt"))
+            check_text(getattr(self, field), field, name, prompt=field in ("relation", "prompt"))
         for field in ("paraphrases", "neighborhood"):
             for i, text in enumerate(getattr(self, field)):
-                check_text(text, f"{name}: {field}[{i}]", prompt=True)
+                check_text(text, field, name, prompt=True, at=f"[{i}]")
         for field, most in (("subject", MAX_SUBJECT), ("target_true", MAX_TARGET), ("target_false", MAX_TARGET)):
-            if len(getattr(self, field)) > most:
-                raise UserError(
-                    f"{name}: the {field} has {len(getattr(self, field))} characters; at most {most} will do"
-                )
+            check_length(getattr(self, field), field, most, name)
         for text in (self.relation, self.prompt, *self.paraphrases, *self.neighborhood):
-            if len(text) > MAX_PROMPT:
-                raise UserError(f"{name}: a prompt has {len(text)} characters; at most {MAX_PROMPT} will do")
-        if self.prompt.count("{}") != 1:
-            raise UserError(
-                f"{name}: prompt {quoted(self.prompt)} holds {{}} {self.prompt.count('{}')} times; "
-                "once, where the subject stands, is right"
-            )
+            check_length(text, "prompt", MAX_PROMPT, name)
+        check_place(self.prompt, name)
         if self.target_true == self.target_false:
-            raise UserError(
-                f"{name}: target_true and target_false are both {quoted(self.target_true)}; they must differ"
+            raise Unusable(
+                "target_true and target_false are the same",
+                f"{name}target_true and target_false are both {quoted(self.target_true)}; they must differ",
             )
 
     @property
@@ -74,53 +82,90 @@ class Fact:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """A record of a fact file that can't serve as an edit fact, and why."""
+    """A record of a fact file that is not used, and why.
 
-    fact_id: str
-    relation: str
-    subject: str
-    prompt: str
-    target_true: str
-    source: str
+    record: its place in `file`, counted from 0, without a table's header. A sound record that can't serve as an edit
+    fact has the other fields as well; where something is wrong with the record itself they are empty.
+    """
+
+    record: int
+    file: str
     reason: str
+    fact_id: str = ""
+    relation: str = ""
+    subject: str = ""
+    prompt: str = ""
+    target_true: str = ""
+    source: str = ""
+
+    @property
+    def broken(self) -> bool:
+        """Whether something is wrong with the record itself."""
+        return not self.fact_id
 
 
 @dataclass(frozen=True)
 class FactFile:
-    """What a fact file gives: facts, in the order in which to choose, and the records left out."""
+    """What a fact file gives: facts, in the order in which to choose, and the records left out, in the file's order."""
 
     facts: list[Fact]
     left_out: list[LeftOut]
 
 
+def blank(text: str) -> bool:
+    """Whether nothing of the text is seen: it is empty, or spaces, controls and characters of no width alone."""
+    return all(c in _UNSEEN or c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in text)
+
+
 def check_id(fact_id: str) -> None:
-    """Raise UserError unless the fact_id is short and plain: it names units, rows and figures."""
+    """Raise Unusable unless the fact_id is short and plain: it names units, rows and figures."""
     if not _ID.fullmatch(fact_id) or len(fact_id) > MAX_ID:
-        raise UserError(
-            f"fact {quoted(fact_id)}: the fact_id must consist of letters A-Z, digits, '_', '.' and '-', "
-            f"{MAX_ID} at most"
-        )
+        reason = f"the fact_id must consist of letters A-Z, digits, '_', '.' and '-', {MAX_ID} at most"
+        raise Unusable(reason, f"fact {quoted(fact_id)}: {reason}")
 
 
-def check_text(text: str, what: str, prompt: bool = False) -> None:
-    """Raise UserError, beginning with `what`, unless the text is visible and clean.
+def check_text(text: str, field: str, where: str = "", prompt: bool = False, at: str = "") -> None:
+    """Raise Unusable, its sentence beginning with `where`, unless the text is visible and clean.
 
     No space at an end, since target and prompt are joined by one; no control characters, but that prompts may
-    have several lines (some of CounterFact's paraphrases do).
+    have several lines (some of CounterFact's paraphrases do). at: the text's place in the field.
     """
-    if not text.strip():
-        raise UserError(f"{what} is empty; it needs visible text")
+    if blank(text):
+        raise Unusable(f"{field} is empty", f"{where}{field}{at} is empty; it needs visible text")
     if text != text.strip(" "):
-        raise UserError(f"{what} is {quoted(text)}, with a space at its beginning or end; there must be none")
-    check_characters(text, what, prompt)
+        raise Unusable(
+            f"{field} has a space at its beginning or end",
+            f"{where}{field}{at} is {quoted(text)}, with a space at its beginning or end; there must be none",
+        )
+    check_characters(text, field, where, prompt, at)
 
 
-def check_characters(text: str, what: str, prompt: bool = False) -> None:
+def check_characters(text: str, field: str, where: str = "", prompt: bool = False, at: str = "") -> None:
     """The part of `check_text` that holds for records that are left out too, as they stand in a table."""
     allowed = "\n\t" if prompt else ""
     bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in allowed), None)
     if bad:
-        raise UserError(f"{what} is {quoted(text)}, with the character U+{ord(bad):04X}; there must be none")
+        reason = f"{field} holds the character U+{ord(bad):04X}"
+        told = f"{where}{field}{at} is {quoted(text)}, with the character U+{ord(bad):04X}; there must be none"
+        raise Unusable(reason, told)
+
+
+def check_place(prompt: str, where: str = "") -> None:
+    """Raise Unusable unless the prompt has one place for the subject."""
+    if (count := prompt.count("{}")) != 1:
+        raise Unusable(
+            f"prompt holds {{}} {'several times' if count else 'nowhere'}; once, where the subject stands, is right",
+            f"{where}prompt {quoted(prompt)} holds {{}} {count} times; once, where the subject stands, is right",
+        )
+
+
+def check_length(text: str, what: str, most: int, where: str = "") -> None:
+    """Raise Unusable where the text has more characters than `most`."""
+    if len(text) > most:
+        raise Unusable(
+            f"{what} has more than {most} characters",
+            f"{where}the {what} has {len(text)} characters; at most {most} will do",
+        )
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ state, a false target or neighbors, is drawn by a hash of seed and names, so tha
 changes no more than it must. Neighborhood prompts about the edited subject, a part of it, or something that
 contains it are dropped (neighbors.py).
 
-A broken record stops the reading with a sentence that names it. A sound record that can't serve as an edit
-fact, because its relation has no second object or too few neighbors, is left out and listed with the reason.
+A record that can't be used, because a field is missing, of the wrong kind or too long, or because its relation has
+no second object or too few neighbors, is left out and listed with the reason. Prompts of which nothing is seen are
+taken for absent. What is wrong with the file as a whole stops the reading.
 """
 
 from __future__ import annotations
@@ -15,67 +16,63 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError, quoted
+from pipeline.errors import UserError
 from pipeline.facts.embedded import MAX_NEIGHBORS, read_embedded
-from pipeline.facts.fact import EMBEDDED, Fact, FactFile, LeftOut, check_id, check_text
+from pipeline.facts.fact import EMBEDDED, Fact, FactFile, Unusable, blank, check_text
 from pipeline.facts.neighbors import Templates, related
-from pipeline.facts.reading import false_targets, make_fact, read_text, record_left_out, shuffle
+from pipeline.facts.reading import Reading, commonest, false_targets, read_text, shuffle
 
 # CounterFact, in both layouts
 
 
 def _read_counterfact(path: Path, seed: int) -> FactFile:
-    facts = []
-    for where, record in _read_json(path, "case_id"):
-        rewrite = _get(record, "requested_rewrite", dict, where)
-        facts.append(
-            make_fact(
-                where,
-                fact_id=f"counterfact-{_get(record, 'case_id', (int, str), where)}",
-                relation=_get(rewrite, "relation_id", str, f"{where}: requested_rewrite"),
-                subject=_get(rewrite, "subject", str, f"{where}: requested_rewrite"),
-                prompt=_get(rewrite, "prompt", str, f"{where}: requested_rewrite"),
-                target_true=_target(rewrite, "target_true", where),
-                target_false=_target(rewrite, "target_new", where),
-                paraphrases=_texts(record, "paraphrase_prompts", where),
-                neighborhood=_texts(record, "neighborhood_prompts", where),
+    read = Reading(path)
+    for place, record in enumerate(_read_json(path)):
+        with read.record(place):
+            rewrite = _get(record, "requested_rewrite", dict)
+            read.add(
+                fact_id=f"counterfact-{_get(record, 'case_id', (int, str))}",
+                relation=_get(rewrite, "relation_id", str, "requested_rewrite"),
+                subject=_get(rewrite, "subject", str, "requested_rewrite"),
+                prompt=_get(rewrite, "prompt", str, "requested_rewrite"),
+                target_true=_target(rewrite, "target_true"),
+                target_false=_target(rewrite, "target_new"),
+                paraphrases=_texts(record, "paraphrase_prompts"),
+                neighborhood=_texts(record, "neighborhood_prompts"),
                 source="counterfact",
             )
-        )
-    return FactFile(_apart(facts), [])
+    return read.done(_apart(read.facts))
 
 
-def _target(rewrite: dict[str, Any], key: str, where: str) -> str:
-    target: str = _get(_get(rewrite, key, dict, f"{where}: requested_rewrite"), "str", str, f"{where}: {key}")
+def _target(rewrite: dict[str, Any], key: str) -> str:
+    target: str = _get(_get(rewrite, key, dict, "requested_rewrite"), "str", str, key)
     return target
 
 
 def _read_counterfact_flat(path: Path, seed: int) -> FactFile:
     """The layout names no relation; the prompt's template stands for it."""
-    facts = []
-    for where, record in _read_json(path, "case_id"):
-        subject = _get(record, "subject", str, where)
-        prompt = _template(_get(record, "prompt", str, where), subject, where)
-        facts.append(
-            make_fact(
-                where,
-                fact_id=f"counterfact-{_get(record, 'case_id', (int, str), where)}",
+    read = Reading(path)
+    for place, record in enumerate(_read_json(path)):
+        with read.record(place):
+            subject = _get(record, "subject", str)
+            prompt = _template(_get(record, "prompt", str), subject)
+            read.add(
+                fact_id=f"counterfact-{_get(record, 'case_id', (int, str))}",
                 relation=prompt,
                 subject=subject,
                 prompt=prompt,
-                target_true=_get(record, "ground_truth", str, where),
-                target_false=_get(record, "target_new", str, where),
-                paraphrases=_texts(record, "rephrase_prompt", where),
-                neighborhood=_texts(record, "locality_prompt", where),
+                target_true=_get(record, "ground_truth", str),
+                target_false=_get(record, "target_new", str),
+                paraphrases=_texts(record, "rephrase_prompt"),
+                neighborhood=_texts(record, "locality_prompt"),
                 source="counterfact_flat",
             )
-        )
-    return FactFile(_apart(facts), [])
+    return read.done(_apart(read.facts))
 
 
 # known_1000
@@ -87,50 +84,53 @@ def _read_known(path: Path, seed: int) -> FactFile:
     Neighbors are prompts of other subjects with the same relation and attribute, of which the false target is not
     true; there are no paraphrases.
     """
-    records = [(where, *_known_fields(where, record)) for where, record in _read_json(path, "known_id")]
+    read = Reading(path)
+    records: dict[int, dict[str, str]] = {}
+    for place, record in enumerate(_read_json(path)):
+        with read.record(place):
+            records[place] = _known_fields(record)
     every: dict[str, dict[str, None]] = defaultdict(dict)
     own: dict[tuple[str, str], list[str]] = defaultdict(list)
     sharing: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # (relation, attribute) -> {subject: prompt}
-    for _, _, relation, subject, template, attribute in records:
+    for fields in records.values():
+        relation, subject, attribute = fields["relation"], fields["subject"], fields["target_true"]
         every[relation][attribute] = None
         own[relation, subject].append(attribute)
-        sharing[relation, attribute].setdefault(subject, template.replace("{}", subject))
-    facts, left_out = [], []
-    for where, fact_id, relation, subject, template, attribute in records:
-        fields = {"fact_id": fact_id, "relation": relation, "subject": subject, "prompt": template}
-        fields |= {"target_true": attribute, "source": "known_1000"}
-        drawn = false_targets(every[relation], own[relation, subject], seed, fact_id)
-        if not drawn:
-            left_out.append(
-                record_left_out(where, "no other attribute in its relation to serve as false target", **fields)
-            )
-            continue
-        others = sharing[relation, attribute]
-        apart = (s for s in others if not related(s, subject) and drawn[0] not in own[relation, s])
-        neighbors = shuffle(apart, seed, "neighbors", fact_id)
-        prompts = tuple(others[s] for s in neighbors[:MAX_NEIGHBORS])
-        facts.append(make_fact(where, **fields, target_false=drawn[0], neighborhood=prompts))
-    return FactFile(facts, left_out)
+        sharing[relation, attribute].setdefault(subject, fields["prompt"].replace("{}", subject))
+    for place, fields in records.items():
+        relation, subject, attribute = fields["relation"], fields["subject"], fields["target_true"]
+        drawn = false_targets(every[relation], own[relation, subject], seed, fields["fact_id"])
+        with read.record(place):
+            if not drawn:
+                read.leave_out(place, "no other attribute in its relation to serve as false target", **fields)
+                continue
+            others = sharing[relation, attribute]
+            apart = (s for s in others if not related(s, subject) and drawn[0] not in own[relation, s])
+            neighbors = shuffle(apart, seed, "neighbors", fields["fact_id"])
+            prompts = tuple(others[s] for s in neighbors[:MAX_NEIGHBORS])
+            read.add(**fields, target_false=drawn[0], neighborhood=prompts)
+    return read.done()
 
 
-def _known_fields(where: str, record: dict[str, Any]) -> tuple[str, str, str, str, str]:
-    """(fact_id, relation, subject, template of the prompt, attribute), each usable."""
-    fact_id = f"known-{_get(record, 'known_id', (int, str), where)}"
+def _known_fields(record: Any) -> dict[str, str]:
+    """The record's part of a fact, each field usable: they are also the false target and the neighbors of others."""
+    fact_id = f"known-{_get(record, 'known_id', (int, str))}"
     relation, subject, prompt, attribute, template = (
-        _get(record, key, str, where).strip(" ")
-        for key in ("relation_id", "subject", "prompt", "attribute", "template")
+        _get(record, key, str).strip(" ") for key in ("relation_id", "subject", "prompt", "attribute", "template")
     )
     for key, text in (("subject", subject), ("prompt", prompt), ("attribute", attribute), ("relation_id", relation)):
-        check_text(text, f"{where}: {key}")
-    try:
-        check_id(fact_id)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        check_text(text, key)
     # The prompt may go on past the template, but the template knows where in it the subject stands.
     start = template.find("{}")
     if start >= 0 and prompt.startswith(subject, start) and prompt.startswith(template[:start]):
-        return fact_id, relation, subject, f"{prompt[:start]}{{}}{prompt[start + len(subject) :]}", attribute
-    return fact_id, relation, subject, _template(prompt, subject, where), attribute
+        place = f"{prompt[:start]}{{}}{prompt[start + len(subject) :]}"
+    else:
+        place = _template(prompt, subject)
+    fields = {"fact_id": fact_id, "relation": relation, "subject": subject, "prompt": place}
+    fields |= {"target_true": attribute, "source": "known_1000"}
+    # Whatever the false target will be, the rest must serve, the prompt also as a neighbor.
+    Fact(**fields, target_false="b" if attribute == "a" else "a", neighborhood=(prompt,))
+    return fields
 
 
 # zsRE
@@ -143,32 +143,41 @@ def _read_zsre(path: Path, seed: int) -> FactFile:
     The file was made by machine: a record whose subject is not in its question, or whose `alt` is an answer,
     is left out.
     """
-    facts, left_out = [], []
-    for number, (where, record) in enumerate(_read_json(path, "")):
-        subject, question, rephrased, alt, loc = (
-            _get(record, key, str, where).strip() for key in ("subject", "src", "rephrase", "alt", "loc")
-        )
-        answers = [answer.strip() for answer in _texts(record, "answers", where)]
-        if not answers:
-            raise UserError(f"{where}: answers is empty; at least one answer is needed")
-        fields = {"fact_id": f"zsre-{number}", "relation": question, "subject": subject}
-        fields |= {"prompt": _ask(question), "target_true": answers[0], "source": "zsre"}
-        if not subject or subject not in question:
-            left_out.append(record_left_out(where, "the subject is not in the question", **fields))
-            continue
-        template = _template(_ask(question), subject, where)
-        fields |= {"relation": _template(question, subject, where), "prompt": template}
-        if not alt or alt in answers:
-            reason = "alt is one of the true answers" if alt else "no alternative answer"
-            left_out.append(record_left_out(where, reason, **fields))
-            continue
-        paraphrases, neighborhood = (_ask(rephrased),), (_ask(loc.removeprefix("nq question: ")),)
-        facts.append(make_fact(where, **fields, target_false=alt, paraphrases=paraphrases, neighborhood=neighborhood))
-    return FactFile(_apart(facts), left_out)
+    read = Reading(path)
+    for place, record in enumerate(_read_json(path)):
+        with read.record(place):
+            subject, question, rephrased, alt, loc = (
+                _get(record, key, str).strip() for key in ("subject", "src", "rephrase", "alt", "loc")
+            )
+            answers = [answer.strip() for answer in _texts(record, "answers")]
+            for key, text in (("subject", subject), ("src", _body(question)), ("answers", "".join(answers))):
+                if blank(text):
+                    raise Unusable(f"{key} is empty")
+            fields = {"fact_id": f"zsre-{place}", "relation": question, "subject": subject}
+            fields |= {"prompt": f"Question: {_body(question)}? Answer:", "target_true": answers[0], "source": "zsre"}
+            if subject not in question:
+                read.leave_out(place, "the subject is not in the question", **fields)
+                continue
+            template = f"Question: {_template(f'{_body(question)}?', subject)} Answer:"
+            fields |= {"relation": _template(question, subject), "prompt": template}
+            if blank(alt) or alt in answers:
+                reason = "no alternative answer" if blank(alt) else "alt is one of the true answers"
+                read.leave_out(place, reason, **fields)
+                continue
+            read.add(**fields, target_false=alt, paraphrases=_ask(rephrased), neighborhood=_ask(loc))
+    return read.done(_apart(read.facts))
 
 
-def _ask(question: str) -> str:
-    return f"Question: {question.rstrip(' ?')}? Answer:"
+def _ask(question: str) -> tuple[str, ...]:
+    """The prompt that asks the question, or none where there is no question."""
+    body = _body(question)
+    return () if blank(body) else (f"Question: {body}? Answer:",)
+
+
+def _body(question: str) -> str:
+    """The question without its mark and the prefix of those from Natural Questions; empty if nothing else is seen."""
+    question = question.removeprefix("nq question:").strip()
+    return "" if blank(question.replace("?", "")) else question.rstrip(" ?")
 
 
 READERS: dict[str, Callable[[Path, int], FactFile]] = {
@@ -189,59 +198,60 @@ def _apart(facts: list[Fact]) -> list[Fact]:
     return [replace(fact, neighborhood=templates.unrelated(fact.neighborhood, fact.subject)) for fact in facts]
 
 
-def _template(prompt: str, subject: str, where: str) -> str:
+def _template(prompt: str, subject: str) -> str:
     """The prompt with the subject's first occurrence, as a whole word if there is one, turned into `{}`."""
+    if blank(subject):
+        raise Unusable("subject is empty")
     word = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
     start = word.start() if word else prompt.find(subject)
-    if start < 0 or not subject:
-        raise UserError(
-            f"{where}: subject {quoted(subject)} does not occur in its prompt {quoted(prompt)}; "
-            "it must, letter by letter"
-        )
+    if start < 0:
+        raise Unusable("subject does not occur in its prompt; it must, letter by letter")
     return f"{prompt[:start]}{{}}{prompt[start + len(subject) :]}"
 
 
-def _read_json(path: Path, id_key: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Yield (where, record) of a JSON list of objects."""
+def _read_json(path: Path) -> list[Any]:
+    """The items of a JSON list. UserError where the file is no such list."""
     try:
         records = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); a list of records is right") from None
     if not isinstance(records, list):
         raise UserError(f"{path} holds a JSON {type(records).__name__}; a list of records is right")
-    for number, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, record {number}: found {quoted(record)}; a JSON object is right")
-        name = ""
-        if id_key in record:
-            value = record[id_key]
-            name = f" ({id_key} {value if isinstance(value, int) and abs(value) < 10**18 else quoted(value, 40)})"
-        yield f"{path}, record {number}{name}", record
+    return records
 
 
-def _get(record: dict[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:
+def _get(record: Any, key: str, kind: type | tuple[type, ...], of: str = "") -> Any:
+    """The record's value of that kind. of: where in the record it is, if not at its top. Raises Unusable."""
+    if not isinstance(record, dict):
+        raise Unusable(f"{of or 'the record'} is {_kind(record)}; a JSON object is right")
     if key not in record:
-        raise UserError(
-            f"{where} lacks {key!r}; found {', '.join(quoted(name, 40) for name in list(record)[:8]) or 'nothing'}"
-        )
+        raise Unusable(f"{of or 'the record'} lacks {key!r}")
     value = record[key]
     if not isinstance(value, kind) or isinstance(value, bool):
         right = " or ".join(_JSON_NAMES[k] for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise UserError(f"{where}: {key} is {quoted(value)}; it must be {right}")
+        raise Unusable(f"{f'{of}.' if of else ''}{key} is {_kind(value)}; {right} is right")
     return value
 
 
 _JSON_NAMES = {dict: "an object", str: "a text", int: "a whole number", list: "a list of texts"}
 
 
-def _texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
-    """A list of texts, or one text alone."""
-    value = _get(record, key, (list, str), where)
-    texts = (value,) if isinstance(value, str) else tuple(value)
+def _kind(value: Any) -> str:
+    """What a value is in JSON's words."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    kinds: dict[type, str] = {dict: "an object", str: "a text", list: "a list"}
+    return kinds.get(type(value), "a number")
+
+
+def _texts(record: Any, key: str) -> tuple[str, ...]:
+    """A list of texts, or one text alone, without those of which nothing is seen. Raises Unusable."""
+    value = _get(record, key, (list, str))
+    texts = [value] if isinstance(value, str) else value
     for text in texts:
         if not isinstance(text, str):
-            raise UserError(f"{where}: {key} holds {quoted(text)}; every entry must be a text")
-    return texts
+            raise Unusable(f"{key} holds {_kind(text)}; every entry must be a text")
+    return tuple(text for text in texts if not blank(text))
 
 
 # Any of them
@@ -251,21 +261,16 @@ def read_fact_file(source: str, path: Path, seed: int) -> FactFile:
     """Read `path`, a file in the format `source` or, for the embedded format, a folder.
 
     Facts of the embedded table come in an order drawn by `seed`, those of other formats in the file's order.
-    Raises UserError naming path, row and fact where the file is missing, can't be decoded or lacks something,
-    and where it holds no fact that can be edited.
+    Records that can't be used are left out, each with its reason.
+    Raises UserError naming path and place where the file is missing, can't be decoded or has another layout, and
+    where it holds no fact that can be edited.
     """
     if source not in READERS:
         raise UserError(f"facts.source is {source!r}; one of {', '.join(READERS)} is right")
     read = READERS[source](path, seed)
-    seen: set[str] = set()
-    records: list[Fact | LeftOut] = [*read.facts, *read.left_out]
-    for record in records:
-        if record.fact_id in seen:
-            raise UserError(f"{path}: fact {quoted(record.fact_id)} occurs twice; every fact needs an id of its own")
-        seen.add(record.fact_id)
     if not read.facts:
-        reason = f"; the first record: {read.left_out[0].reason}" if read.left_out else ""
-        raise UserError(f"{path} holds no fact that can be edited{reason}")
+        why = f"none of {len(read.left_out)} records, counted from 0, is usable: {commonest(read.left_out)}"
+        raise UserError(f"{path} holds no fact that can be edited; {why if read.left_out else 'it has no records'}")
     return read
 
 

@@ -8,6 +8,7 @@ runs no script.
 import base64
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.analysis.regression import REGRESSION_COLUMNS
 from pipeline.analysis.trust import MIN_FACTS_SHOWN, shown, withheld
 from pipeline.errors import UserError
 from pipeline.report.plots import PAPER_SCORES, facts_phrase, words
+from pipeline.tables import LEFT_OUT
 
 PAPER_COLUMNS = (
     "score",
@@ -32,6 +34,8 @@ PAPER_COLUMNS = (
     "p_value",
     "note",
 )
+
+_COMMONEST = 3  # reasons that the sentence about records left out names
 
 _VARIANT = ["method", "trace_module", "trace_window", "trace_measure"]
 _METRICS = (
@@ -67,14 +71,23 @@ def read_paper(path: Path) -> pd.DataFrame:
 
 def read_regressions(path: Path) -> pd.DataFrame:
     """reports/regressions.csv. Raises UserError where it is missing, no CSV or lacks a column."""
+    return _read_made(path, REGRESSION_COLUMNS)
+
+
+def read_left_out(path: Path) -> pd.DataFrame:
+    """data/left_out.csv, a row a record, as text. Raises UserError where it is missing, no CSV or lacks a column."""
+    return _read_made(path, LEFT_OUT, dtype=str, keep_default_na=False)
+
+
+def _read_made(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, **how)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run dvc repro, which makes it") from None
     except (OSError, ValueError) as error:  # pandas' own errors are among these
         told = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: is not a CSV table ({told}); delete it and run dvc repro again") from None
-    lacking = [column for column in REGRESSION_COLUMNS if column not in table]
+    lacking = [column for column in columns if column not in table]
     if lacking:
         raise UserError(f"{path}: has no column {lacking[0]}; delete it and run dvc repro again")
     return table
@@ -197,6 +210,7 @@ def render(
     facts: pd.DataFrame,
     edit_counts: pd.DataFrame,
     targets: pd.DataFrame,
+    left_out: pd.DataFrame,
     pictures: Sequence[Picture],
     run: Mapping[str, Any],
     model_name: str,
@@ -207,8 +221,8 @@ def render(
     """The whole page as text.
 
     Parameters: regressions.csv's table, the published table (`read_paper`), facts.parquet, the counts of
-    `pipeline.analysis.scores.count_edits`, saved figures in their order, the manifest, the model's name and number of
-    blocks, the intervals' confidence and the number of dealings of traces.
+    `pipeline.analysis.scores.count_edits`, the records left out (`read_left_out`), saved figures in their order, the
+    manifest, the model's name and number of blocks, the intervals' confidence and the number of dealings of traces.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -241,6 +255,7 @@ def render(
         used=[_fact_row(row) for row in kept.to_dict("records")],
         edits=edit_counts.to_dict("records"),
         target_sentence=target_sentence(targets),
+        left_out_sentence=left_out_sentence(left_out),
         run=list(_flat(run)),
     )
 
@@ -256,6 +271,19 @@ def target_sentence(targets: pd.DataFrame) -> str:
         f"The target of tracing reversal, what the model says under noise, is a function word{which} for "
         f"{row['function_words']} of {facts_phrase(row['facts'])}, a share of {row['share']:.0%}; the published "
         "code passes over no word."
+    )
+
+
+def left_out_sentence(left_out: pd.DataFrame) -> str:
+    """How many records of the fact file were not used, and why, from `read_left_out`; "" where all were."""
+    if left_out.empty:
+        return ""
+    n, counts = len(left_out), Counter(left_out["reason"])
+    reasons = "; ".join(f"{reason} ({count})" for reason, count in counts.most_common(_COMMONEST))
+    why = "the commonest reasons" if len(counts) > _COMMONEST else "the reasons"
+    return (
+        f"{n} record{' of the fact file was' if n == 1 else 's of the fact file were'} left out (data/left_out.csv "
+        f"lists {'it' if n == 1 else 'them'}); {why if len(counts) > 1 else 'the reason'}: {reasons}."
     )
 
 

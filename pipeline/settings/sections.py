@@ -104,6 +104,7 @@ class FactsParams(Section):
     count: AtLeast1 | None = Field(description="a whole number of facts, at least 1, or null for all known facts")
     max_paraphrases: AtLeast0 = Field(description="a whole number of prompts, at least 0")
     max_neighborhood: AtLeast0 = Field(description="a whole number of prompts, at least 0")
+    max_left_out_share: float = Field(ge=0, le=1, description="a share from 0 to 1")
     known: KnownParams = Field(description="a mapping with the keys rule, within_tokens and min_p_true")
 
 

@@ -188,6 +188,7 @@ def test_a_store_that_projects_share_is_followed_and_never_pruned(
         ("model.json", "model", STEPS),
         ("facts.parquet", "facts", STEPS[1:]),
         ("embedding_sd.json", "facts", STEPS[1:]),
+        ("left_out.csv", "facts", STEPS[1:]),
         ("store/known", "facts", STEPS[1:]),
         ("statistics/manifest.json", "statistics", EDITS),
         ("statistics", "statistics", EDITS),

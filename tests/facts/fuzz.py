@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import io
 import json
 import random
+import re
 import resource
 import shutil
 import signal
@@ -23,233 +25,46 @@ import time
 import traceback
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 
 from pipeline.errors import UserError
 from pipeline.facts.choose import facts_to_frame
 from pipeline.facts.fact import Fact, FactFile, Known
 from pipeline.facts.readers import read_fact_file
+from pipeline.facts.reading import check_share, left_out_frame
 from pipeline.tables import to_arrow
+from tests.facts.broken import VALID, mutate
 
 SECONDS, BYTES, SENTENCE = 10.0, 2**30, 1000  # most that a case may take; most characters of a sentence
 
-Make = Callable[[Path, random.Random], Path]
-
-NASTY_TEXT = [
-    "", " ", "  x", "x ", "{}", "{", "}{", "{} {}", "\0", "\n", "\r", "\t", "\x1b[31m", "\x7f", "\x85", "\u2028",
-    "\ufeff", "\ud800", "\udfff", "e\u0301", "\u0301", "א", "\u202eabc\u202c", "👩‍👩‍👧", "ﬁ", "İ", "ß", "a\u200bb",
-    "-", "..", "/", "\\",
-    "(?!", "%s", "null", "NaN", "=1+1", "<b>", "x" * 1001, "x" * 100_000, "{}" * 5000, "a b" * 2000,
-]  # fmt: skip
-NASTY_BYTES = [
-    b"\0", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\x80", b"\r", b"\t", b"\n\n", b"\\u0000",
-    b"\\ud800", b"[" * 900 + b"]" * 900, b'{"a":' * 4000 + b"1" + b"}" * 4000, b"[" * 50_000 + b"]" * 50_000,
-    b"NaN", b"1e999", b"9" * 5000, b"[" * 5000, b'{"a":' * 3000, b"\xf4\x90\x80\x80", b"\x1a", b'"', b"\\",
-]  # fmt: skip
-
-
-def nasty_value(rng: random.Random) -> Any:
-    def nest(depth: int) -> Any:
-        value: Any = []
-        for _ in range(depth):
-            value = [value] if rng.random() < 0.5 else {"a": value}
-        return value
-
-    return rng.choice(
-        [
-            lambda: rng.choice(NASTY_TEXT),
-            lambda: rng.choice(NASTY_TEXT) + rng.choice(NASTY_TEXT),
-            lambda: rng.choice([None, True, False, 0, -1, 7, 2**63, 10**400, -0.0, 1e308, float("nan"), float("inf")]),
-            lambda: rng.choice([[], {}, [None], [[]], {"": ""}, {"str": None}, {"str": "x"}, ["x", 1], ["x"] * 500]),
-            lambda: nest(rng.choice([1, 10, 200])),
-        ]
-    )()
-
-
-# Valid files
-
-
-def make_embedded(folder: Path, rng: random.Random) -> Path:
-    columns = ["relation", "name", "prompt", "paraphrase_1", "paraphrase_2", "paraphrase_3", "paraphrase_4", "several"]
-    rows = [["lang", "tongue", "{} speaks", "In {} one hears", "To visit {}, learn", "Schools in {} teach", "", "yes"]]
-    rows.append(
-        ["P2", "place", "{} is in", "One finds {} in", "To see {} go to", "{} lies in", "A map shows {} in", "no"]
-    )
-    also = {"Norse": "Latin|Old Greek", "Latin": "Norse", "Old Greek": "-"}  # of the first subject of each object
-    facts = [[relation, f"{target[0]}{word} {i}", target, "" if relation == "P2" else "-" if i else also[target]]
-             for relation, _, word, *_ in rows for target in also for i in range(7)]  # fmt: skip
-    heads = ["relation", "subject", "target_true", "also_true"]
-    for name, lines in (("relations", [columns, *rows]), ("facts", [heads, *facts])):
-        (folder / f"{name}.tsv").write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
-    return folder
-
-
-def make_json(record: Callable[[int], dict[str, Any]]) -> Make:
-    def make(folder: Path, rng: random.Random) -> Path:
-        path = folder / "facts.json"
-        path.write_text(json.dumps([record(i) for i in range(8)], indent=rng.choice([None, 1])), encoding="utf-8")
-        return path
-
-    return make
-
-
-def counterfact(i: int) -> dict[str, Any]:
-    rewrite = {
-        "prompt": "The river {} flows into the", "relation_id": "P403", "subject": f"Loire {i}",
-        "target_new": {"str": "Baltic", "id": "Q2"}, "target_true": {"str": "Atlantic", "id": "Q1"},
-    }  # fmt: skip
-    more = {"paraphrase_prompts": ["Two lines.\nIt ends in the"], "neighborhood_prompts": ["The Douro flows into the"]}
-    return {"case_id": i, "requested_rewrite": rewrite, **more, "generation_prompts": []}
-
-
-def flat(i: int) -> dict[str, Any]:
-    return {
-        "case_id": i, "prompt": "Parisian cafes are found in Paris, the capital of", "subject": "Paris",
-        "ground_truth": "France", "target_new": "Spain", "rephrase_prompt": "To reach Paris, travel to",
-        "locality_prompt": "Lyon is in",
-    }  # fmt: skip
-
-
-def known(i: int) -> dict[str, Any]:
-    return {
-        "known_id": i, "subject": f"Ada {i}", "attribute": ["Danish", "Dutch"][i % 2], "template": "The tongue of {}",
-        "prompt": f"The tongue of Ada {i} is", "relation_id": "P103", "prediction": " Danish.",
-    }  # fmt: skip
-
-
-def zsre(i: int) -> dict[str, Any]:
-    return {
-        "subject": "Watts Hall", "src": "Who was the architect of Watts Hall?", "answers": ["Ada Rowe", "A. Rowe"],
-        "rephrase": "Which architect drew Watts Hall?", "alt": "Bauhaus", "loc": "nq question: who wrote the map",
-    }  # fmt: skip
-
-
-VALID: dict[str, Make] = {
-    "embedded": make_embedded,
-    "counterfact": make_json(counterfact),
-    "counterfact_flat": make_json(flat),
-    "known_1000": make_json(known),
-    "zsre": make_json(zsre),
-}
-
-# Mutations of a file
-
-
-def mutate_bytes(content: bytes, rng: random.Random) -> bytes:
-    place, end = rng.randrange(len(content) + 1), rng.randrange(len(content) + 1)
-    low, high = min(place, end), max(place, end)
-    near = min(len(content), low + rng.choice([1, 2, 5, 50]))
-    how = rng.randrange(9)
-    if how == 0:
-        changed = bytearray(content)
-        for _ in range(rng.choice([1, 1, 3, 30])):
-            if changed:
-                changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-        return bytes(changed)
-    if how == 1:
-        return content[:low]
-    if how == 2:
-        return content[:low] + rng.choice(NASTY_BYTES) + content[low:]
-    if how == 3:
-        return content[:low] + content[near:]
-    if how == 4:
-        return content[:high] + content[low:high][:2000] + content[high:]
-    if how == 5:
-        return rng.choice([b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0", b"\n", b" "]) + content
-    if how == 6:
-        return content.replace(b"\n", rng.choice([b"\r\n", b"\r", b"\n\n", b"\x0b", b"\xe2\x80\xa8"]))
-    if how == 7:
-        text = content.decode("utf-8", "replace") + rng.choice(["", "é", "日本"])
-        return text.encode(rng.choice(["utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "shift_jis"]), "replace")
-    return content[:low] + rng.randbytes(near - low) + content[near:]
-
-
-def mutate_lines(content: bytes, rng: random.Random) -> bytes:
-    lines = content.decode("utf-8", "surrogateescape").split("\n")
-    i, j = rng.randrange(len(lines)), rng.randrange(len(lines))
-    cells = lines[i].split("\t")
-    a, b = rng.randrange(len(cells)), rng.randrange(len(cells))
-    how = rng.randrange(7)
-    if how == 0:
-        del lines[i]
-    elif how == 1:
-        lines.insert(j, lines[i])
-    elif how == 2:
-        lines[i], lines[j] = lines[j], lines[i]
-    elif how == 3:
-        lines[i] = ""
-    elif how == 4:
-        cells[a], cells[b] = cells[b], cells[a]
-        lines[i] = "\t".join(cells)
-    elif how == 5:
-        cells[a : a + rng.randrange(2)] = [rng.choice(NASTY_TEXT)]
-        lines[i] = "\t".join(cells)
-    else:  # a column moved in every line
-        rows = [line.split("\t") for line in lines]
-        lines = ["\t".join([*row[:a], *row[a + 1 :], *row[a : a + 1]]) for row in rows]
-    return "\n".join(lines).encode("utf-8", "surrogatepass" if how == 5 else "surrogateescape")
-
-
-def mutate_tree(content: bytes, rng: random.Random) -> bytes:
-    try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError):
-        return mutate_bytes(content, rng)
-    for _ in range(rng.choice([1, 1, 2, 4])):
-        places = list(_places(tree))
-        if not places:
-            return mutate_bytes(content, rng)
-        holder, key = rng.choice(places)
-        how = rng.randrange(6)
-        if how <= 2:
-            holder[key] = nasty_value(rng)
-        elif how == 3:
-            del holder[key]
-        elif how == 4:
-            other, name = rng.choice(places)
-            with contextlib.suppress(LookupError):
-                holder[key] = json.loads(json.dumps(other[name]))  # a copy: no tree within itself
-        elif isinstance(holder, dict):
-            holder[rng.choice([*NASTY_TEXT[:30], key.upper(), f"{key} "])] = holder.pop(key)
-    text = json.dumps(tree, ensure_ascii=rng.random() < 0.5)
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """(container, key) of every value in a tree."""
-    waiting = [tree]
-    while waiting:
-        holder = waiting.pop()
-        keys = list(holder) if isinstance(holder, dict) else range(len(holder)) if isinstance(holder, list) else ()
-        for key in keys:
-            yield holder, key
-            waiting.append(holder[key])
-
-
-def mutate(path: Path, rng: random.Random) -> None:
-    target = rng.choice(sorted(path.glob("*.tsv"))) if path.is_dir() else path
-    content = target.read_bytes()
-    structured = mutate_lines if path.is_dir() else mutate_tree
-    for _ in range(rng.choice([1, 1, 1, 2, 4])):
-        content = (structured if rng.random() < 0.7 else mutate_bytes)(content, rng)
-    target.write_bytes(content)
-    if rng.random() < 0.01:
-        target.unlink()
-        if rng.random() < 0.5:
-            target.mkdir()
-
-
 # What has to hold
+
+
+UNSEEN = re.compile(
+    "[\\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0]+"
+)
+
+
+def _seen(text: str) -> str:
+    """The text without the characters that are not seen."""
+    return UNSEEN.sub("", text)
 
 
 def _clean(text: str, allowed: str = "") -> bool:
     """Visible, no space at an end, no control characters or halves of surrogates."""
     bad = any(unicodedata.category(c) in ("Cc", "Cs") and c not in allowed for c in text)
-    return bool(text.strip()) and text == text.strip(" ") and not bad
+    return bool(_seen(text)) and text == text.strip(" ") and not bad
+
+
+def _wraps_nothing(text: str) -> bool:
+    """Whether a question is asked of which nothing is seen."""
+    asked = re.fullmatch("Question:(.*)Answer:", text, re.DOTALL)
+    return asked is not None and _seen(asked[1].replace("nq question:", "").replace("?", "")) == ""
 
 
 def faults(read: FactFile) -> Iterator[str]:
@@ -261,11 +76,18 @@ def faults(read: FactFile) -> Iterator[str]:
             yield f"{name} has a subject or target that is not clean"
         if not all(_clean(text, "\n\t") for text in prompts):
             yield f"{name} has a prompt that is not clean"
+        if fact.source == "zsre" and any(map(_wraps_nothing, (fact.text, *fact.paraphrases, *fact.neighborhood))):
+            yield f"{name} asks an empty question"
         if fact.prompt.count("{}") != 1 or not fact.text.startswith(fact.subject, fact.subject_at):
             yield f"{name} has no single place for its subject"
         if fact.target_true == fact.target_false:
             yield f"{name} has one target twice"
-    ids = Counter([fact.fact_id for fact in read.facts] + [record.fact_id for record in read.left_out])
+    for record in read.left_out:
+        if not _seen(record.reason) or len(record.reason) > SENTENCE:
+            yield f"record {record.record} is left out for the reason {record.reason[:300]!r}"
+    ids = Counter(
+        [fact.fact_id for fact in read.facts] + [record.fact_id for record in read.left_out if record.fact_id]
+    )
     if repeated := [fact_id for fact_id, count in ids.items() if count > 1]:
         yield f"fact {repeated[0]!r} occurs twice"
     if not read.facts:
@@ -277,19 +99,47 @@ def judge(source: str, path: Path, seed: int) -> tuple[str, str]:
     try:
         read = read_fact_file(source, path, seed)
     except UserError as error:
-        told = str(error)
-        if not all(c.isprintable() for c in told):
-            return "refused", f"the sentence is not one plain line: {told[:300]!r}"
-        if str(path) not in told:
-            return "refused", f"the sentence does not name the file: {told[:300]}"
-        if len(told) > SENTENCE:
-            return "refused", f"the sentence has {len(told)} characters: {told[:300]}"
-        return "refused", ""
+        return "refused", sentence(str(error), path)
     facts: list[Fact] = read.facts
     to_arrow(
         facts_to_frame(facts, [Known(0.5, True, True)] * len(facts), [(True, "")] * len(facts), read.left_out)
     ).validate(full=True)
-    return "read", next(faults(read), "")
+    return "read", next(faults(read), "") or next(miscounted(read, path), "")
+
+
+def sentence(told: str, path: Path) -> str:
+    """What is wrong with an error's sentence about the file."""
+    if not all(c.isprintable() for c in told):
+        return f"the sentence is not one plain line: {told[:300]!r}"
+    if str(path) not in told:
+        return f"the sentence does not name the file: {told[:300]}"
+    return f"the sentence has {len(told)} characters: {told[:300]}" if len(told) > SENTENCE else ""
+
+
+def miscounted(read: FactFile, path: Path) -> Iterator[str]:
+    """What is wrong with the list of records left out, and with what is said of too many."""
+    places = [record.record for record in read.left_out]
+    if places != sorted(set(places)):
+        yield f"records are left out twice, or not in their order: {places[:300]}"
+    total = len(read.facts) + len(read.left_out)
+    if path.is_file() and total != len(json.loads(path.read_bytes().decode("utf-8-sig"))):
+        yield f"{len(read.facts)} facts and {len(read.left_out)} records left out are not all records"
+    table = left_out_frame(read.left_out)
+    again = pd.read_csv(io.StringIO(table.to_csv(index=False)), dtype=str, keep_default_na=False)
+    if not again.equals(table.astype(str)):
+        yield "the list of records left out is not what is read of its CSV file"
+    broken = sum(record.fact_id == "" for record in read.left_out)
+    share = broken / total
+    for most in (0.0, 0.05, share, 1.0):
+        try:
+            check_share(path, read, most)
+            stopped = False
+        except UserError as error:
+            stopped = True
+            if wrong := sentence(str(error), path):
+                yield wrong
+        if stopped != (broken > most * total):
+            yield f"{broken} of {total} records are broken, and a share of {most:g} does not tell"
 
 
 class _TooLong(BaseException):

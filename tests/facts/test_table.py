@@ -160,8 +160,8 @@ def test_zsre_neighbors_are_no_kin(tmp_path: Path) -> None:
 
 
 def test_published_prompts_are_checked_before_any_is_dropped(tmp_path: Path) -> None:
-    records = [counterfact(0, "Rome", "{} is part of", ["Rome is in", ""])]
-    with pytest.raises(UserError, match=r"neighborhood\[1\] is empty"):
+    records = [counterfact(0, "Rome", "{} is part of", ["Rome is in", "Rome\0"])]
+    with pytest.raises(UserError, match=r"neighborhood holds the character U\+0000"):
         read_fact_file("counterfact", write_json(tmp_path, records), 0)
 
 
@@ -199,32 +199,66 @@ def test_a_false_target_leaves_enough_neighbors(tmp_path: Path) -> None:
         assert (by["Xeon"].target_false, len(by["Xeon"].neighborhood)) == ("Bull", 6)
 
 
-BAD_TABLES = [
-    ("maybe", "\t-", "relations.tsv, line 2: several of relation 'made' is 'maybe'; yes, where"),
-    ("yes", "\t", "facts.tsv, line 2: also_true of 'Xeon' is empty, and relation 'made' may have several objects"),
-    ("no", "\tApple", "also_true of 'Xeon' is 'Apple', and relation 'made' has one object a subject"),
-    ("no", "\t-", "also_true of 'Xeon' is '-', and relation 'made' has one object a subject"),
-    ("", "\tApple", "also_true of 'Xeon' is 'Apple', and relation 'made' has one object a subject"),
-    ("yes", "\tAple", "also_true of 'Xeon' names 'Aple', which no row of relation 'made' has as target_true"),
-    ("yes", "\tApple|Apple", "also_true of 'Xeon' is 'Apple|Apple'; objects beside 'Intel', each once"),
-    ("yes", "\tIntel", "also_true of 'Xeon' is 'Intel'; objects beside 'Intel'"),
-    ("yes", "\tApple|", "also_true of 'Xeon' is 'Apple|'; objects beside 'Intel'"),
-    ("yes", "", "line 2 has 3 cells"),
+BAD_ROWS = [
+    ("yes", "\t", "also_true is empty, and its relation may have several objects; those that are true too"),
+    ("no", "\tApple", "also_true is not empty, and its relation has one object a subject"),
+    ("no", "\t-", "also_true is not empty, and its relation has one object a subject"),
+    ("", "\tApple", "also_true is not empty, and its relation has one object a subject"),
+    ("yes", "\tAple", "also_true names an object that no row of its relation has as target_true"),
+    ("yes", "\tApple|Apple", "also_true must name objects beside target_true, each once, joined by |"),
+    ("yes", "\tIntel", "also_true must name objects beside target_true"),
+    ("yes", "\tApple|", "also_true must name objects beside target_true"),
+    ("yes", "\tApple|\u200b", "also_true must name objects beside target_true"),
+    ("yes", "", "the row has 3 cells; 4, tab separated, are right"),
 ]
 
 
-@pytest.mark.parametrize(("several", "also", "says"), BAD_TABLES, ids=[says[-40:] for *_, says in BAD_TABLES])
-def test_bad_tables(tmp_path: Path, several: str, also: str, says: str) -> None:
+@pytest.mark.parametrize(("several", "also", "says"), BAD_ROWS, ids=[f"{s}-{also!r}" for s, also, _ in BAD_ROWS])
+def test_bad_rows_are_left_out(tmp_path: Path, several: str, also: str, says: str) -> None:
     empty = "\t-" if several == "yes" else "\t"
-    facts = rows("Xeon", also=also) + rows(*OTHERS[1:], also=empty) + [f"{row}{empty}" for row in APPLES]
-    with pytest.raises(UserError) as error:
-        read_fact_file("embedded", write_table(tmp_path, facts, several, also=True), 0)
-    assert says in str(error.value)
-    assert "\n" not in str(error.value)
+    others = [*OTHERS[1:], "A1", "A2"]
+    facts = rows("Xeon", also=also) + rows(*others, also=empty) + [f"{row}{empty}" for row in APPLES]
+    read = read_fact_file("embedded", write_table(tmp_path, facts, several, also=True), 0)
+    (bad,) = read.left_out
+    assert (bad.record, bad.file) == (0, str(tmp_path / "facts.tsv"))
+    assert bad.reason.startswith(says)
+    assert {fact.subject for fact in read.facts} == {*others, *(row.split("\t")[1] for row in APPLES)}
+    # What else is true of Xeon is not known, so it is nobody's neighbor.
+    assert not any("Xeon" in prompt for fact in read.facts for prompt in fact.neighborhood)
+
+
+@pytest.mark.parametrize(
+    ("also", "says"),
+    [
+        ("Aple", "also_true names an object that no row of its relation has as target_true"),
+        ("Intel", "also_true must name objects beside target_true, each once, joined by |"),
+    ],
+)
+def test_a_subject_with_a_bad_row_is_left_out_with_all_its_rows(tmp_path: Path, also: str, says: str) -> None:
+    """Else Intel, which is true of it, could be drawn as its false target."""
+    facts = rows(*OTHERS[1:], "A1", "A2", also="\t-") + [f"{row}\t-" for row in APPLES]
+    facts += [f"made\tXeon\tIntel\t{also}", "made\tXeon\tApple\t-"]
+    read = read_fact_file("embedded", write_table(tmp_path, facts, "yes", also=True), 0)
+    assert [(one.record, one.reason) for one in read.left_out] == [
+        (len(facts) - 2, says),
+        (len(facts) - 1, "another row of its subject can't be used"),
+    ]
+
+
+def test_what_is_left_out_still_lends_its_object(tmp_path: Path) -> None:
+    facts = rows("Xeon", also="\tBull") + rows(*OTHERS[1:], "A1", also="\t-") + [f"{row}\t-" for row in APPLES]
+    read = read_fact_file("embedded", write_table(tmp_path, [*facts, "made\tGCOS\tBull\tBull"], "yes", also=True), 0)
+    assert [one.record for one in read.left_out] == [len(facts)]
+    assert {fact.target_false for fact in read.facts if fact.subject == "Xeon"} == {"Apple"}
+
+
+def test_several_is_yes_or_no(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"relations\.tsv, line 2: several of relation 'made' is 'maybe'; yes, where"):
+        read_fact_file("embedded", write_table(tmp_path, rows(*OTHERS) + APPLES, "maybe"), 0)
 
 
 def test_a_table_that_says_several_needs_the_column_also_true(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"also_true of 'Xeon' is empty"):
+    with pytest.raises(UserError, match=r"none of 12 records, counted from 0, is usable: also_true is empty"):
         read_fact_file("embedded", write_table(tmp_path, rows(*OTHERS) + APPLES, "yes"), 0)
 
 

@@ -20,6 +20,9 @@ from tests.analysis.synthetic import Run, make_run
 PLAN = Resampling(samples=100, permutations=99, confidence=0.95, seed=0)
 DESIGN = Design(keep_null_layers=False, folds=5, plan=PLAN)
 NASTY = "<script>alert('$x$ & y')</script>"
+LEFT_OUT = pd.DataFrame(
+    {"record": ["3", "5", "8"], "source_file": "facts.json", "reason": ["subject is empty", f"{NASTY} 0", f"{NASTY} 0"]}
+)
 PAPER = Path(__file__).parents[2] / "data" / "paper" / "hase2023_r2.csv"
 
 
@@ -67,6 +70,7 @@ def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
         facts=run.facts,
         edit_counts=counts,
         targets=function_word_targets(run.edits),
+        left_out=LEFT_OUT,
         pictures=pictures,
         run=manifest(
             {"name": "packaged:Model", "layers": 30},

@@ -19,7 +19,7 @@ from pipeline.report import page as report
 from pipeline.report.manifest import read_timings
 from pipeline.tables import read_json, write_csv
 from tests.analysis.synthetic import PROBLEMS, make_run
-from tests.report.made import DESIGN, NASTY, PLAN, Made, Page, draw
+from tests.report.made import DESIGN, LEFT_OUT, NASTY, PLAN, Made, Page, draw
 
 
 def test_everything_is_escaped(made: Made) -> None:
@@ -189,6 +189,31 @@ def test_facts_and_reasons_are_listed(made: Made) -> None:
     assert "dropped.0" not in text
     assert "error injection rome scored 359 12" in text
     assert "error injection rome no score: the loss is not finite 1 1" in text
+
+
+def test_the_page_says_how_many_records_were_left_out_and_why(made: Made) -> None:
+    text = re.sub(r"\s+", " ", Page(made.page).text)
+    told = "3 records of the fact file were left out (data/left_out.csv lists them); the reasons: "
+    assert f"{told}{NASTY} 0 (2); subject is empty (1)." in text
+    assert report.left_out_sentence(LEFT_OUT[:0]) == ""
+    assert report.left_out_sentence(LEFT_OUT[:1]) == (
+        "1 record of the fact file was left out (data/left_out.csv lists it); the reason: subject is empty (1)."
+    )
+    many = pd.DataFrame({"reason": list("aabbcdd")})
+    assert report.left_out_sentence(many).endswith("them); the commonest reasons: a (2); b (2); d (2).")
+
+
+def test_the_list_of_records_left_out_is_read_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "left_out.csv"
+    write_csv(LEFT_OUT.assign(reason=["NA", "007", 'a "b", c']), path)
+    assert report.read_left_out(path).to_numpy().tolist() == [
+        ["3", "facts.json", "NA"], ["5", "facts.json", "007"], ["8", "facts.json", 'a "b", c']
+    ]  # fmt: skip
+    write_csv(LEFT_OUT[:0], path)
+    assert report.left_out_sentence(report.read_left_out(path)) == ""
+    path.write_text("record,reason\n")
+    with pytest.raises(UserError, match=r"left_out\.csv: has no column source_file; delete it and run dvc repro"):
+        report.read_left_out(path)
 
 
 def test_the_manifest_is_on_the_page(made: Made) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tests.facts import fuzz as valid
+from tests.facts import broken as valid
 
 Break = Callable[[], object]
 
@@ -101,6 +101,8 @@ for dotted, value, *told in (
     ("model.revision", ["main"], "model.revision is 'main'", "null for trained:tiny"),
     ("statistics.tokens", [10], "statistics.tokens is 10", "statistics.sequence_length"),
     ("facts.max_neighborhood", [0], "facts.max_neighborhood is 0", "raise it"),
+    ("facts.max_left_out_share", [-0.1], "facts.max_left_out_share is -0.1", "0 to 1"),
+    ("facts.max_left_out_share", ["5%"], "facts.max_left_out_share is the text '5%'", "a share from 0 to 1"),
     ("facts.path", ["../facts"], "facts.path is the text '../facts'", "without .."),
     ("facts.path", ["~/facts"], "facts.path is the text '~/facts'", "absolute"),
     ("model.name", ["data/../../model"], "model.name is the text 'data/../../model'", "without .."),
@@ -160,52 +162,47 @@ def counterfact(**changes: Any) -> list[dict[str, Any]]:
     return [valid.counterfact(0), record]
 
 
-ROW = f"{INPUT}, record 1 (case_id 1)"
+TOO_MANY = (f"{INPUT}: 1 of 2 records are broken", "facts.max_left_out_share 0.05", "(1, first in record 1)")
 for name, given, *words in (
     ("empty file", b"", INPUT, "is not JSON"),
     ("cut short", json.dumps(counterfact()).encode()[:300], INPUT, "is not JSON", "list of records"),
     ("Latin-1", "[\"Zürich\"]".encode("latin-1"), INPUT, "is not UTF-8 text (byte 3)"),
     ("UTF-16", json.dumps(counterfact()).encode("utf-16"), INPUT, "is not UTF-8 text (byte 0)"),
     ("an object", {"case_id": 1}, INPUT, "holds a JSON dict", "a list of records"),
-    ("no records", [], INPUT, "no fact that can be edited"),
-    ("a number for a record", [valid.counterfact(0), 3], f"{INPUT}, record 1", "found '3'", "a JSON object"),
+    ("no records", [], INPUT, "no fact that can be edited", "no records"),
     ("nested without end", b"[" * 100_000, INPUT, "is not JSON"),
-    ("no prompt", counterfact(prompt=None), ROW, "lacks 'prompt'", "'relation_id', 'subject'"),
-    ("no rewrite", counterfact(requested_rewrite=None), ROW, "lacks 'requested_rewrite'"),
-    ("empty subject", counterfact(subject=""), ROW, "subject is empty", "visible text"),
-    ("blank target", counterfact(target_true={"str": " "}), ROW, "target_true is empty"),
-    ("a number for a target", counterfact(target_new={"str": 5}), ROW, "str is '5'", "a text"),
-    ("no place for the subject", counterfact(prompt="The Loire flows into the"), ROW, "holds {} 0 times", "once"),
-    ("two places for the subject", counterfact(prompt="{} and {} meet the"), ROW, "holds {} 2 times", "once"),
-    ("equal targets", counterfact(target_new={"str": "Atlantic"}), ROW, "are both 'Atlantic'", "must differ"),
-    ("line break in the subject", counterfact(subject="Lo\nire"), ROW, "subject is", "U+000A"),
-    ("escape in a target", counterfact(target_true={"str": "Paris\x1b[31m"}), ROW, "target_true is", "U+001B"),
-    ("NUL in the prompt", counterfact(prompt="The {}\0 flows into"), ROW, "prompt is", "U+0000"),
-    ("half a surrogate", counterfact(subject="Lo\ud800ire"), ROW, "U+D800"),
-    ("100 kB subject", counterfact(subject="L" * 100_000), ROW, "the subject has 100000 characters", "at most 1000"),
-    ("100 kB prompt", counterfact(prompt="{}" + "L" * 100_000), ROW, "a prompt has 100002 characters", "10000"),
-    ("an id twice", counterfact(case_id=0), INPUT, "'counterfact-0' occurs twice", "an id of its own"),
-    ("id with a space", counterfact(case_id="a b"), INPUT, "record 1", "'counterfact-a b'", "letters A-Z"),
-    ("id with a line break", counterfact(case_id="a\nb"), INPUT, "record 1", r"a\nb"),
-    ("paraphrases a number", counterfact(paraphrase_prompts=3), ROW, "paraphrase_prompts is '3'", "list of texts"),
-    ("an empty neighbor", counterfact(neighborhood_prompts=["fine", ""]), ROW, "neighborhood[1] is empty"),
+    ("a number for a record", [valid.counterfact(0), 3], *TOO_MANY, "the record is a number; a JSON object is right"),
+    ("no prompt", counterfact(prompt=None), *TOO_MANY, "requested_rewrite lacks 'prompt'"),
+    ("no rewrite", counterfact(requested_rewrite=None), *TOO_MANY, "the record lacks 'requested_rewrite'"),
+    ("empty subject", counterfact(subject=""), *TOO_MANY, "subject is empty"),
+    ("blank target", counterfact(target_true={"str": " "}), *TOO_MANY, "target_true is empty"),
+    ("a number for a target", counterfact(target_new={"str": 5}), *TOO_MANY, "target_new.str is a number; a text"),
+    ("no place for the subject", counterfact(prompt="The Loire flows into the"), *TOO_MANY, "holds {} nowhere; once"),
+    ("two places for the subject", counterfact(prompt="{} and {} meet the"), *TOO_MANY, "holds {} several times; once"),
+    ("equal targets", counterfact(target_new={"str": "Atlantic"}), *TOO_MANY, "target_false are the same"),
+    ("line break in the subject", counterfact(subject="Lo\nire"), *TOO_MANY, "subject holds", "U+000A"),
+    ("escape in a target", counterfact(target_true={"str": "Paris\x1b[31m"}), *TOO_MANY, "target_true holds", "U+001B"),
+    ("NUL in the prompt", counterfact(prompt="The {}\0 flows into"), *TOO_MANY, "prompt holds", "U+0000"),
+    ("half a surrogate", counterfact(subject="Lo\ud800ire"), *TOO_MANY, "U+D800"),
+    ("100 kB subject", counterfact(subject="L" * 100_000), *TOO_MANY, "subject has more than 1000 characters"),
+    ("100 kB prompt", counterfact(prompt="{}" + "L" * 100_000), *TOO_MANY, "prompt has more than 10000 characters"),
+    ("an id twice", counterfact(case_id=0), *TOO_MANY, "its id is that of an earlier record"),
+    ("id with a space", counterfact(case_id="a b"), *TOO_MANY, "letters A-Z"),
+    ("id with a line break", counterfact(case_id="a\nb"), *TOO_MANY, "letters A-Z"),
+    ("paraphrases a number", counterfact(paraphrase_prompts=3), *TOO_MANY, "paraphrase_prompts is a number; a list of"),
+    ("a number for a neighbor", counterfact(neighborhood_prompts=["fine", 1]), *TOO_MANY, "neighborhood_prompts holds"),
 ):  # fmt: skip
     case(f"counterfact {name}", "facts", fact_file("counterfact", given), *words)
+NONE_LEFT = (f"{INPUT} holds no fact that can be edited", "none of 1 records", "(1, first in record 0)")
 for source, one, *words in (
-    (
-        "counterfact_flat",
-        valid.flat(0) | {"subject": "London"},
-        "(case_id 0)",
-        "'London' does not occur",
-        "letter by letter",
-    ),
-    ("counterfact_flat", valid.flat(0) | {"ground_truth": None}, "(case_id 0)", "ground_truth is 'None'", "a text"),
-    ("known_1000", valid.known(0) | {"attribute": ""}, "(known_id 0)", "attribute is empty"),
+    ("counterfact_flat", valid.flat(0) | {"subject": "London"}, "subject does not occur in its prompt"),
+    ("counterfact_flat", valid.flat(0) | {"ground_truth": None}, "ground_truth is null; a text is right"),
+    ("known_1000", valid.known(0) | {"attribute": ""}, "attribute is empty"),
     ("known_1000", valid.known(0), "no other attribute in its relation"),
-    ("zsre", valid.zsre(0) | {"answers": []}, "record 0", "answers is empty", "at least one"),
-    ("zsre", valid.zsre(0) | {"alt": "Ada Rowe"}, "no fact that can be edited", "alt is one of the true answers"),
+    ("zsre", valid.zsre(0) | {"answers": []}, "answers is empty"),
+    ("zsre", valid.zsre(0) | {"alt": "Ada Rowe"}, "alt is one of the true answers"),
 ):
-    case(f"{source} {words[0]} {words[-1]}", "facts", fact_file(str(source), [one]), INPUT, *words)
+    case(f"{source} {words[0]}", "facts", fact_file(str(source), [one]), *NONE_LEFT, *words)
 
 TINY = "data/facts/tiny"
 
@@ -229,7 +226,13 @@ def line(number: int, change: Callable[[str], str]) -> Callable[[list[str]], obj
     return spoil
 
 
+def bad_rows(first: int, change: Callable[[str], str]) -> Break:
+    """Change ten rows of the table, the first in this line; 96 rows allow four."""
+    return tsv("facts.tsv", lambda lines: lines.__setitem__(at := slice(first - 1, first + 9), map(change, lines[at])))
+
+
 FACTS_TSV, RELATIONS_TSV = f"{TINY}/facts.tsv", f"{TINY}/relations.tsv"
+MANY_ROWS = (f"{TINY}: 10 of 96 records are broken", "facts.max_left_out_share 0.05", "(10, first in record 1)")
 for name, spoil, *words in (
     ("no facts.tsv", gone(FACTS_TSV), FACTS_TSV, "can't be read", "No such file"),
     ("no folder", gone(TINY), TINY, "is not a folder", "relations.tsv"),
@@ -239,18 +242,18 @@ for name, spoil, *words in (
      "subject"),
     ("a missing column", tsv("facts.tsv", line(1, lambda t: t.rpartition("\t")[0])), FACTS_TSV, "header",
      "target_true"),
-    ("a missing cell", tsv("facts.tsv", line(3, lambda t: t.rpartition("\t")[0])), f"{FACTS_TSV}, line 3", "2 cells",
-     "3"),
-    ("an empty cell", tsv("facts.tsv", line(3, lambda t: t.rpartition("\t")[0] + "\t")),
-     f"{FACTS_TSV}, line 3: target_true is empty"),
-    ("an unknown relation", tsv("facts.tsv", line(4, lambda t: "P0\t" + t.partition("\t")[2])), f"{FACTS_TSV}, line 4",
-     "'P0'", RELATIONS_TSV),
-    ("a row twice", tsv("facts.tsv", lambda lines: lines.insert(5, lines[4])), f"{FACTS_TSV}, line 6",
-     "stands above already"),
-    ("NUL", tsv("facts.tsv", line(2, lambda t: t + "\0")), f"{FACTS_TSV}, line 2: target_true", "U+0000"),
-    ("an empty row", tsv("facts.tsv", line(2, lambda t: "")), f"{FACTS_TSV}, line 2 is empty"),
+    ("missing cells", bad_rows(3, lambda t: t.rpartition("\t")[0]), *MANY_ROWS, "2 cells", "3"),
+    ("empty cells", bad_rows(3, lambda t: t.rpartition("\t")[0] + "\t"), *MANY_ROWS, "target_true is empty"),
+    ("an unknown relation", bad_rows(3, lambda t: "P0\t" + t.partition("\t")[2]), *MANY_ROWS,
+     "its relation is not in relations.tsv"),
+    ("rows twice", tsv("facts.tsv", lambda lines: lines.extend(lines[1:11])), f"{TINY}: 10 of 106 records",
+     "the same fact stands in an earlier row (10, first in record 96)"),
+    ("NUL", bad_rows(3, lambda t: t + "\0"), *MANY_ROWS, "target_true", "U+0000"),
+    ("empty rows", bad_rows(3, lambda t: ""), *MANY_ROWS, "the row is empty"),
     ("a template without a place", tsv("relations.tsv", line(2, lambda t: t.replace("{}", "it"))),
      f"{RELATIONS_TSV}, line 2", "must hold {} once"),
+    ("an empty template", tsv("relations.tsv", line(2, lambda t: "\t".join([*t.split("\t")[:2], "\u200b",
+     *t.split("\t")[3:]]))), f"{RELATIONS_TSV}, line 2", "prompt is empty"),
     ("a relation twice", tsv("relations.tsv", lambda lines: lines.append(lines[1])), RELATIONS_TSV,
      "has a row already"),
     ("a relation that is not there", setting("facts.relations", ["P0"]), "facts.relations names 'P0'",

@@ -174,6 +174,10 @@ for stage, name, spoil, *words in (
     ("report", "regressions empty", put("reports/regressions.csv", b""), "reports/regressions.csv: is not a CSV"),
     ("report", "regressions without a column", put("reports/regressions.csv", "method,problem\n"),
      "has no column score"),
+    ("report", "no list of records left out", gone("data/left_out.csv"), "data/left_out.csv: no such file",
+     "dvc repro"),
+    ("report", "a list of records left out of other columns", put("data/left_out.csv", "record,why\n"),
+     "data/left_out.csv: has no column source_file", "dvc repro"),
     ("report", "the paper's figures missing", gone("data/paper"), "data/paper/hase2023_r2.csv: no such file"),
 ):  # fmt: skip
     case(name, stage, spoil, *words)

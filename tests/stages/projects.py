@@ -21,8 +21,9 @@ from pipeline.compute.store import Store
 from pipeline.edit.methods import load
 from pipeline.facts.choose import KnownRule, choose, facts_to_frame
 from pipeline.facts.fact import Known
+from pipeline.facts.reading import left_out_frame
 from pipeline.settings.params import Params
-from pipeline.tables import to_arrow, write, write_json
+from pipeline.tables import to_arrow, write, write_csv, write_json
 from tests.conftest import ROOT
 
 MODEL = {
@@ -62,6 +63,7 @@ def upstream() -> None:
     known = [Known(0.9, True, True)] * len(file.facts)
     chosen = choose(file.facts, known, KnownRule(**settings.facts.known.model_dump()), settings.facts.count)
     write(facts_to_frame(file.facts, known, chosen), Path("data/facts.parquet"))
+    write_csv(left_out_frame(file.left_out), Path("data/left_out.csv"))
     subjects = len({fact.subject for fact in file.facts})
     write_json({"embedding_sd": 0.1, "subjects": subjects}, Path("data/embedding_sd.json"))
     folder = Path("data/statistics")

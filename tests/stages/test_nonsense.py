@@ -33,7 +33,7 @@ from pipeline.tables import EDITS, NUMBER, SCORES, TEXT, TEXTS, TRACE, TRUTH, WH
 from stages import edit, facts, model, regressions, report, scores, trace
 from stages._run import run_stage
 from tests.conftest import ROOT
-from tests.facts import fuzz as valid
+from tests.facts import broken as valid
 from tests.lm.families import random_model
 from tests.stages.mistakes import CASES, Case, counterfact, fact_file, tsv
 from tests.stages.mistakes_files import versioned
