@@ -31,7 +31,8 @@ EDITS = {
     "fact_id": TEXT, "problem": TEXT, "method": TEXT, "window": WHOLE, "layer": WHOLE, "prompt_kind": TEXT,
     "prompt_index": WHOLE, "target": TEXT, "p_pre": NUMBER, "p_post": NUMBER, "baseline": TEXT,
     "p_baseline_pre": NUMBER, "p_baseline_post": NUMBER, "delta_norm": NUMBER, "steps": WHOLE, "loss": NUMBER,
-    "status": TEXT, "acts": TRUTH,
+    "status": TEXT, "acts": TRUTH, "denominator": NUMBER, "update_norm": NUMBER, "text_loss_pre": NUMBER,
+    "text_loss_post": NUMBER, "update_key": TEXT,
 }  # fmt: skip
 SCORES = {
     "fact_id": TEXT, "relation": TEXT, "problem": TEXT, "method": TEXT, "window": WHOLE, "layer": WHOLE, "acts": TRUTH,
@@ -39,6 +40,8 @@ SCORES = {
     "neighborhood_first": NUMBER, "overall": NUMBER,
     "trace_module": TEXT, "trace_window": WHOLE, "fraction": NUMBER, "effect": NUMBER, "last_subject": NUMBER,
     "last_subject_fraction": NUMBER,
+    "denominator": NUMBER, "update_norm": NUMBER, "text_loss_pre": NUMBER, "text_loss_post": NUMBER,
+    "collapsed": TRUTH,
 }  # fmt: skip
 
 LEFT_OUT = ("record", "source_file", "reason")  # of data/left_out.csv

@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 
-from pipeline.compute import engine, fetch, inputs, statistics
+from pipeline.compute import engine, fetch, inputs, probe, statistics
 from pipeline.compute.edit_job import EditJob
 from pipeline.compute.machine import crew
 from pipeline.edit.methods import METHODS, SETTINGS, moments_window
@@ -18,7 +18,9 @@ def main(method: str, problem: str, params: Params) -> None:
     """Facts and statistics to data/edits/<method>-<problem>.parquet."""
     model = inputs.model(params)
     made = statistics.read_for(params, model, inputs.STATISTICS, moments_window(params, method))
-    job = EditJob(params, model, inputs.facts(), inputs.sd(params), METHODS[method], problem, *made, inputs.STATISTICS)
+    text = probe.read_for(params, model, inputs.STATISTICS)
+    facts, sd, folder = inputs.facts(), inputs.sd(params), inputs.STATISTICS
+    job = EditJob(params, model, facts, sd, METHODS[method], problem, *made, folder, text)
     fetched = partial(fetch.ensure, params.model.name, params.seed)
     table = engine.run(job, inputs.store(params), crew(params), fetched)
     write(table, inputs.DATA / "edits" / f"{method}-{problem}.parquet")

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from pipeline.analysis.collapse import collapse_table, r2_without_collapsed
 from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
 from pipeline.analysis.targets import function_word_targets
 from pipeline.disk import write_bytes
-from pipeline.report import figures, manifest
+from pipeline.report import collapse, figures, manifest
 from pipeline.report import page as report
 from pipeline.settings.params import Params
 from pipeline.tables import FACTS, SCORES, TRACE, read, read_edits, read_record, write_csv, write_json
@@ -15,7 +16,7 @@ from stages._run import run_stage
 
 def main(params: Params) -> None:
     """Draw the figures and write everything that stands under reports/, but regressions.csv."""
-    out, data = Path("reports"), Path("data")
+    out, data, nats = Path("reports"), Path("data"), params.edit.collapse_nats
     regressions = report.read_regressions(out / "regressions.csv")
     tables = {"facts": FACTS, "trace": TRACE, "scores": SCORES}
     facts, trace, scores = (read(data / f"{name}.parquet", columns) for name, columns in tables.items())
@@ -23,34 +24,33 @@ def main(params: Params) -> None:
     paper = report.read_paper(data / "paper" / "hase2023_r2.csv")
     left_out = report.read_left_out(data / "left_out.csv")
     model = read_record(data / "model.json", name=str)
-    settings = params.regressions
+    settings, score, measure = params.regressions, params.regressions.scores[0], params.regressions.trace_measures[0]
     plan = Resampling(**settings.resampling, seed=params.seed)
     counts = count_edits(edits, params.edit.erasure_min_p)
-    rewrite = rewrite_by_layer_table(scores, plan)
-    traced = trace_by_layer_table(trace, plan)
+    rewrite, traced = rewrite_by_layer_table(scores, plan), trace_by_layer_table(trace, plan)
+    harm = collapse_table(scores, edits)
+    r2 = r2_without_collapsed(scores, score, measure, keep_null_layers=settings.null_layers == "keep")
     plots = [
         figures.trace_by_layer(traced, settings.confidence),
         figures.trace_heatmap(trace, facts, params.report.example_fact),
         figures.rewrite_by_layer(rewrite, settings.confidence),
-        figures.score_against_trace(scores, settings.scores[0], settings.trace_measures[0]),
+        figures.score_against_trace(scores, score, measure),
         figures.r2_bars(regressions, paper),
+        collapse.collapse_by_layer_plot(harm, nats),
     ]
-    saved = [report.Picture(plot.title, plot.caption, *plot.save(out / "figures", params.report.dpi)) for plot in plots]
-    run = manifest.manifest(
-        model,
-        read_record(data / "statistics" / "manifest.json"),
-        params.tree(),
-        manifest.read_timings(data / "timings"),
-    )
-    write_csv(rewrite, out / "rewrite_by_layer.csv")
-    write_csv(traced, out / "trace_by_layer.csv")
-    targets = function_word_targets(edits)
+    saved = report.save(plots, out / "figures", params.report.dpi)
+    statistics, timings = read_record(data / "statistics" / "manifest.json"), manifest.read_timings(data / "timings")
+    run, targets = manifest.manifest(model, statistics, params.tree(), timings), function_word_targets(edits)
+    made = {"rewrite_by_layer": rewrite, "trace_by_layer": traced, "collapse": harm, "collapse_r2": r2}
+    for name, table in made.items():
+        write_csv(table, out / f"{name}.csv")
     write_json(report.metrics(regressions, scores, facts, counts, targets), out / "metrics.json")
     write_json(run, out / "manifest.json")
     page = report.render(
         title=params.report.title, regressions=regressions, paper=paper, facts=facts, edit_counts=counts,
-        targets=targets, left_out=left_out, pictures=saved, run=run, model_name=model["name"].removeprefix("packaged:"),
-        n_layers=scores["layer"].nunique(), confidence=settings.confidence, permutations=plan.permutations,
+        targets=targets, left_out=left_out, collapse=collapse.section(harm, r2, nats), pictures=saved, run=run,
+        model_name=model["name"].removeprefix("packaged:"), n_layers=scores["layer"].nunique(),
+        confidence=settings.confidence, permutations=plan.permutations,
     )  # fmt: skip
     write_bytes(out / "report.html", page.encode("utf-8"))
 

@@ -1,9 +1,9 @@
-"""Stage `statistics`: second moments of the edited blocks, and the context prefixes."""
+"""Stage `statistics`: second moments of the edited blocks, context prefixes, and the text that edits are tried on."""
 
 import shutil
 from functools import partial
 
-from pipeline.compute import engine, fetch, inputs, statistics
+from pipeline.compute import engine, fetch, inputs, probe, statistics
 from pipeline.compute.machine import crew
 from pipeline.compute.store import Store
 from pipeline.compute.text_job import TextJob
@@ -14,18 +14,22 @@ TEXT = inputs.DATA / ".text"  # of a run that is under way: an interrupted one g
 
 
 def main(params: Params) -> None:
-    """data/statistics: moments.safetensors, contexts.json, manifest.json."""
+    """data/statistics: moments.safetensors, contexts.json, manifest.json, probe.json."""
     model = inputs.model(params)
     window = inputs.window()
-    if statistics.present(inputs.STATISTICS, statistics.key_of(params, model, window)):
+    moments = statistics.present(inputs.STATISTICS, statistics.key_of(params, model, window))
+    if moments and probe.present(params, model, inputs.STATISTICS):
         return
     batches = None
-    if params.statistics.text == "model":
+    if not moments and params.statistics.text == "model":
         job = TextJob(params, model)
         fetched = partial(fetch.ensure, params.model.name, params.seed)
         batches = job.read(engine.run(job, Store(TEXT), crew(params), fetched))
     # With the threads of one worker: two were three times slower than one where the machine had other work to do.
-    statistics.compute(fetch.opened(params), params, inputs.STATISTICS, model, window, batches)
+    lm = fetch.opened(params)
+    if not moments:
+        statistics.compute(lm, params, inputs.STATISTICS, model, window, batches)
+    probe.compute(lm, params, model, inputs.STATISTICS)
     shutil.rmtree(TEXT, ignore_errors=True)
 
 

@@ -1,11 +1,12 @@
 """The units of the edit stage: edits of every layer by one method for one problem, with the probabilities before and
-after.
+after, and with what they do to the model as a whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ from pipeline.errors import UserError
 from pipeline.facts import known
 from pipeline.facts.fact import Fact
 from pipeline.lm.forward import Suffix
-from pipeline.lm.memory import budget, halving, rows_within
+from pipeline.lm.memory import budget, halving, head_rows, rows_within
 from pipeline.lm.noise import FreshNoise, NoiseTable
+from pipeline.measure.collapse import Harm, ProbeText, Weights
 from pipeline.measure.probabilities import Measurement, Question, edit_frame, prompt_kinds, questions
 from pipeline.tables import to_arrow
 
@@ -39,7 +41,7 @@ class EditJob:
     """Edits of every layer with their scores' probabilities; a unit is one fact.
 
     statistics: the manifest of the statistics stage; prefixes: its context prefixes; folder: where its second
-    moments are.
+    moments are; probe: token ids of the text whose loss is measured, in pieces, () for none.
     """
 
     params: Params
@@ -51,6 +53,7 @@ class EditJob:
     statistics: dict[str, Any]
     prefixes: tuple[str, ...]
     folder: Path
+    probe: tuple[tuple[int, ...], ...] = ()
 
     @property
     def step(self) -> str:
@@ -73,6 +76,7 @@ class EditJob:
             "statistics": self.statistics["source_key"],
             "prefixes": self.prefixes,
             "ridge": params.statistics.ridge,
+            "probe": self.probe,
         }
         if problem.target == "noise":
             depends |= {"seed": params.seed, "sd": self.sd, "samples": params.noise.samples}
@@ -97,9 +101,14 @@ class _EditWorker:
         self.job, self.lm, self.params = job, lm, job.params
         self.problem = problems.PROBLEMS[job.problem]
         self.path = path(self.params, job.model)
-        settings = job.method.settings(**job.params.for_problem(job.method.name, job.problem))
+        chosen = job.params.for_problem(job.method.name, job.problem)
+        self.update_key = str(chosen.get("key", ""))  # a method without that setting has no key to choose
+        settings = job.method.settings(**chosen)
         resources = Resources(self._moment, self.params.statistics.ridge, self.path)
         self.editor = job.method.editor(settings, resources)
+        self.weights = Weights(lm)
+        self.probe = ProbeText(lm, job.probe) if job.probe else None  # one for all facts, as is its run
+        self._text_loss: float | None = None
 
     def _moment(self, layer: int) -> Tensor:
         """The second moment of a block's keys, on the model's device."""
@@ -123,15 +132,17 @@ class _EditWorker:
             if self.problem.minimise and before[0, 0] < self.params.edit.erasure_min_p:
                 raise _NotEdited(f"dropped: p(true) is below {self.params.edit.erasure_min_p:g}")
             edits = self._edit(problems.edit_request(self.lm, self.problem, fact, target, self.job.prefixes, editing))
-            after = self._after(measurement, edits, asked)
+            after, harm = self._after(measurement, edits, asked), self._harm(edits)
         except (UserError, _NotEdited) as error:
             reason = str(error) if isinstance(error, _NotEdited) else f"failed: {error}"
             edits = [failed(layer, reason) for layer in self.job.layers]
             kinds = prompt_kinds(fact)
             before, after = np.full((len(kinds), 2), np.nan), np.full((len(edits), len(kinds), 2), np.nan)
+            harm = Harm.unknown(len(edits))
         edits = [_checked(edit, after[e]) for e, edit in enumerate(edits)]
         method, window = self.job.method.name, self.editor.window
-        return edit_frame(fact, self.job.problem, method, window, target, baseline, before, edits, after)
+        frame = edit_frame(fact, self.job.problem, method, window, target, baseline, before, edits, after, harm)
+        return frame.assign(update_key=self.update_key)
 
     def _noised_answer(self, fact: Fact) -> str:
         samples, kind = self.params.noise.samples, self.params.edit.reversal_target
@@ -169,6 +180,24 @@ class _EditWorker:
             return measurement.after(edits, rows)
 
         return halving(work, self._memory(gradient=False))
+
+    def _harm(self, edits: Sequence[Edit]) -> Harm:
+        """How large the updates are, and what they do to text that has nothing to do with them."""
+        norms = np.array([self.weights.update_norm(edit) for edit in edits])
+        probe = self.probe
+        if probe is None:
+            return replace(Harm.unknown(len(edits)), update_norm=norms)
+        head = partial(head_rows, self.lm)
+        if self._text_loss is None:
+            self._text_loss = halving(lambda allowed: probe.before(head(allowed)), self._memory(gradient=False))
+        before = self._text_loss
+        if self.path == "plain":
+            return Harm(norms, before, np.array([probe.plain(edit) for edit in edits]))
+
+        def work(allowed: int) -> np.ndarray:
+            return probe.after(edits, before, rows_within(self.lm, allowed, 0, gradient=False), head(allowed))
+
+        return Harm(norms, before, halving(work, self._memory(gradient=False)))
 
 
 class _NotEdited(Exception):

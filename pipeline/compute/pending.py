@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.compute import inputs, statistics
+from pipeline.compute import inputs, probe, statistics
 from pipeline.compute.edit_job import EditJob
 from pipeline.compute.known_job import KnownJob
 from pipeline.compute.store import Store
@@ -52,8 +52,9 @@ def _trace(settings: Params) -> TraceJob:
 def _edit(settings: Params, method: str, problem: str) -> EditJob:
     model = inputs.model(settings)
     made = statistics.read_for(settings, model, inputs.STATISTICS, 0)
+    text = probe.read_for(settings, model, inputs.STATISTICS)
     return EditJob(
-        settings, model, inputs.facts(), inputs.sd(settings), METHODS[method], problem, *made, inputs.STATISTICS
+        settings, model, inputs.facts(), inputs.sd(settings), METHODS[method], problem, *made, inputs.STATISTICS, text
     )
 
 
@@ -109,4 +110,5 @@ def _facts_fit(settings: Params, file: FactFile, store: Store) -> str:
 
 def _statistics_fit(settings: Params) -> str:
     statistics.read_for(settings, inputs.model(settings), inputs.STATISTICS, widest_window(settings))
+    probe.read_for(settings, inputs.model(settings), inputs.STATISTICS)
     return ""

@@ -92,10 +92,13 @@ class Rome:
             residual = residual + site.v0.double() - self._output(site, mean_key)
         else:
             key = site.keys[0].double()
-        left = residual / (u @ key)
+        inner = u @ key
+        left = residual / inner
         if not (usable(left) and usable(u)):
             return failed(layer, "failed: the update is not finite")
-        return Edit(layer, (LowRank(layer, left[:, None], u[:, None]),), float(delta.double().norm()), loss, steps)
+        cosine = float(inner / (u.norm() * key.norm()))
+        update, length = LowRank(layer, left[:, None], u[:, None]), float(delta.double().norm())
+        return Edit(layer, (update,), length, loss, steps, denominator=cosine)
 
     def _output(self, site: Site, key: Tensor) -> Tensor:
         """W key + b; `site` carries the map."""

@@ -66,12 +66,21 @@ def row_bytes(lm: LanguageModel, suffix: Suffix, reads: int, *, gradient: bool) 
     tokens = live * (8 * lm.arch.width + 4 * inner) * item
     attention = 2 * (live + frozen) * key_width * (1 + group) * item + heads * live * (live + frozen) * item
     per_layer = tokens + attention
-    return int(per_layer * (lm.n_layers if gradient else 2) + 3 * reads * int(config.vocab_size) * 4)
+    return int(per_layer * (lm.n_layers if gradient else 2) + reads * _logit_bytes(lm))
+
+
+def _logit_bytes(lm: LanguageModel) -> int:
+    return 3 * int(lm.arch.config.vocab_size) * 4
 
 
 def rows_within(lm: LanguageModel, memory: int, reads: int, *, gradient: bool) -> Callable[[Suffix], int]:
     """How many rows of a climb fit into `memory` bytes, at least one."""
     return lambda suffix: max(1, memory // row_bytes(lm, suffix, reads, gradient=gradient))
+
+
+def head_rows(lm: LanguageModel, memory: int) -> int:
+    """How many tokens' logits fit into `memory` bytes, at least one's."""
+    return max(1, memory // _logit_bytes(lm))
 
 
 def halving(work: Callable[[int], T], memory: int) -> T:

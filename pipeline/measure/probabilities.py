@@ -1,19 +1,15 @@
 """Probabilities of a fact's targets before and after edits, on its rewrite, paraphrase and neighborhood prompts.
 
 All prompts and both targets of a fact are packed into one sequence that shares common beginnings. The fast path
-touches no weight: an update of W adds what it makes of the key to the MLP's output, which at an edit's lowest block is
-known from one recording; only the blocks above are run, all layers' edits climb in one batch, and an edit's further
-updates are added where the climb reaches their blocks. The plain path changes the weights, runs whole prompts, and puts
-the weights back bit for bit.
+touches no weight and runs what lies above the edits only (pipeline.measure.edited). The plain path changes the weights,
+runs whole prompts, and puts the weights back bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,11 +18,13 @@ from torch import Tensor
 
 from pipeline.edit.protocol import Edit
 from pipeline.facts.fact import Fact
-from pipeline.lm.forward import Recording, Suffix, climb, record
+from pipeline.lm.forward import Recording, Suffix, record
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import NoiseTable
 from pipeline.lm.plain import Batch, target_probabilities
 from pipeline.lm.prompts import Prompt, pack, tokenize
+from pipeline.measure.collapse import Harm
+from pipeline.measure.edited import applied, outputs
 
 
 @dataclass(frozen=True)
@@ -126,53 +124,9 @@ class Measurement:
         """The same after each edit: (E, questions, 2), NaN for an edit that failed; no weight is touched."""
         result = np.full((len(edits), len(self.asked), 2), np.nan)
         result[[edit.status == "ok" for edit in edits]] = self.before()  # where an edit changes nothing
-        order = sorted((e for e, edit in enumerate(edits) if edit.updates), key=lambda e: edits[e].lowest)
-        if not order:
-            return result
-        suffix = Suffix.after(self.recording, range(len(self.packed)))
-        size = rows(suffix) if rows else len(order)
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            result[chosen] = self._after(suffix, [edits[e] for e in chosen])
+        for chosen, hidden in outputs(self.lm, self.recording, edits, rows):
+            result[chosen] = self._answers(hidden[:, self.nodes])
         return result
-
-    @torch.no_grad()
-    def _after(self, suffix: Suffix, edits: Sequence[Edit]) -> np.ndarray:
-        """`after` for edits in ascending order of their lowest block: each joins the climb above that block, and its
-        further updates are added where the climb reaches them.
-        """
-        recording, arch, tokens = self.recording, self.lm.arch, len(suffix.origin)
-
-        def joined(edit: Edit) -> Tensor:
-            layer = edit.lowest
-            keys, output = recording.mlp_in[layer][0], recording.mlp_out[layer][0]
-            change: Any = sum(update.output(keys) for update in edit.updates if update.layer == layer)
-            return recording.h[layer + 1] + arch.mlp_change(layer, output, change)
-
-        def join(at: int) -> tuple[Tensor, None] | None:
-            new = [joined(edit) for edit in edits if edit.lowest == at - 1]
-            return (torch.cat(new), None) if new else None
-
-        def further(layer: int) -> Callable[..., Tensor]:
-            """A hook on a down-projection; rows of the climb are the edits that have joined, in their order."""
-            updates = [(e, u) for e, edit in enumerate(edits) for u in edit.updates if edit.lowest < u.layer == layer]
-
-            def hook(_module: torch.nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-                keys, shaped = args[0].reshape(-1, tokens, args[0].shape[-1]), output.reshape(-1, tokens, arch.width)
-                for row, update in updates:
-                    shaped = shaped.index_add(
-                        0, torch.tensor([row], device=shaped.device), update.output(keys[row])[None].to(shaped)
-                    )
-                return shaped.reshape(output.shape)
-
-            return hook
-
-        layers = {u.layer for edit in edits for u in edit.updates if u.layer > edit.lowest}
-        with ExitStack() as stack:
-            for layer in layers:
-                stack.callback(arch.down_projs[layer].register_forward_hook(further(layer)).remove)
-            hidden = climb(self.lm, suffix, edits[0].lowest + 1, join)
-        return self._answers(hidden[:, self.nodes])
 
     def plain(self, edit: Edit | None) -> np.ndarray:
         """The reference, one edit in the weights (None for no edit) and whole prompts: (questions, 2)."""
@@ -208,11 +162,11 @@ def prompt_kinds(fact: Fact) -> list[tuple[str, int]]:
 
 def edit_frame(
     fact: Fact, problem: str, method: str, window: int, target: str, baseline: str,
-    before: np.ndarray, edits: Sequence[Edit], after: np.ndarray,
+    before: np.ndarray, edits: Sequence[Edit], after: np.ndarray, harm: Harm,
 ) -> pd.DataFrame:  # fmt: skip
-    """data/edits/<method>-<problem>.parquet's rows of one fact, layers outermost.
+    """data/edits/<method>-<problem>.parquet's rows of one fact, layers outermost, but for `update_key`.
 
-    before: (questions, 2), after: (E, questions, 2) probabilities of target and baseline.
+    before: (questions, 2), after: (E, questions, 2) probabilities of target and baseline. harm: of the same edits.
     """
     kinds = prompt_kinds(fact)
     rows = [
@@ -235,22 +189,12 @@ def edit_frame(
             "loss": edit.loss,
             "status": edit.status,
             "acts": edit.acts,
+            "denominator": edit.denominator,
+            "update_norm": harm.update_norm[e],
+            "text_loss_pre": harm.text_loss_pre,
+            "text_loss_post": harm.text_loss_post[e],
         }
         for e, edit in enumerate(edits)
         for q, (kind, index) in enumerate(kinds)
     ]
     return pd.DataFrame(rows)
-
-
-@contextmanager
-def applied(lm: LanguageModel, edit: Edit | None) -> Iterator[None]:
-    """Within: the edit is in the model's weights. Afterwards they are what they were, bit for bit."""
-    updates = () if edit is None else edit.updates
-    saved = {u.layer: lm.arch.down_projs[u.layer].weight.detach().clone() for u in updates}
-    try:
-        for update in updates:
-            lm.arch.add_to_weight(update.layer, update.matrix())
-        yield
-    finally:
-        for layer, weight in saved.items():
-            lm.arch.down_projs[layer].weight.data.copy_(weight)

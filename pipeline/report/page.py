@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.analysis.regression import REGRESSION_COLUMNS
 from pipeline.analysis.trust import MIN_FACTS_SHOWN, shown, withheld
 from pipeline.errors import UserError
-from pipeline.report.plots import PAPER_SCORES, facts_phrase, words
+from pipeline.report.plots import PAPER_SCORES, Plot, facts_phrase, listed, words
 from pipeline.tables import LEFT_OUT
 
 PAPER_COLUMNS = (
@@ -52,6 +52,16 @@ class Picture(NamedTuple):
     caption: str
     svg: Path
     png: Path
+
+
+def save(plots: Iterable[Plot | None], folder: Path, dpi: int) -> list[Picture]:
+    """Save what was drawn in `folder`, and take away what earlier runs drew there and this one did not."""
+    pictures = [Picture(plot.title, plot.caption, *plot.save(folder, dpi)) for plot in plots if plot is not None]
+    kept = {path for picture in pictures for path in (picture.svg, picture.png)}
+    for path in [*folder.glob("*.svg"), *folder.glob("*.png")]:
+        if path not in kept:
+            path.unlink()
+    return pictures
 
 
 def read_paper(path: Path) -> pd.DataFrame:
@@ -116,7 +126,7 @@ def answer(regressions: pd.DataFrame, model_name: str, confidence: float) -> str
             f"This run cannot answer the question: with {most}, or scores or layers that do not vary, "
             f"no regression of the {score} score is defined."
         )
-    problems = _listed([words(problem) for problem in defined["problem"]])
+    problems = listed([words(problem) for problem in defined["problem"]])
     start = (
         f"In {model_name}, edited with {method} on {_range(defined['n_facts'], '{:.0f}')} facts, the edited layer "
         f"alone explains {_range(defined['r2_layer'] * 100, '{:.0f}')}% of the variance of the {score} score "
@@ -151,7 +161,7 @@ def _said_of_facts(printed: pd.DataFrame, level: float) -> str:
             "Among facts of one relation, that is not shown to be more than chance for any problem (smallest "
             f"corrected p {least:.2g}), which is no proof that it is chance."
         )
-    names = _listed([words(problem) for problem in found["problem"]])
+    names = listed([words(problem) for problem in found["problem"]])
     return f"Among facts of one relation, that is more than chance for {names}; this may be that some facts are easier."
 
 
@@ -166,7 +176,7 @@ def _said_of_layers(printed: pd.DataFrame, level: float) -> str:
     parts = []
     for word, group in (("better", found[found["within_slope"] > 0]), ("worse", found[found["within_slope"] <= 0])):
         if len(group):
-            parts.append(f"{word} for {_listed([words(problem) for problem in group['problem']])}")
+            parts.append(f"{word} for {listed([words(problem) for problem in group['problem']])}")
     told = " and ".join(parts)
     return f"Within a fact, edits go, at the layers where it traces higher than its relation does, {told}."
 
@@ -184,13 +194,19 @@ def metrics(
     the value there, and its mean over layers; of targets the share that are function words. `edit_counts` comes from
     `pipeline.analysis.scores.count_edits`, `targets` from `pipeline.analysis.targets`.
     """
+    once = scores.drop_duplicates(["method", "problem", "fact_id", "window", "layer"])
     scored = int(edit_counts.loc[edit_counts["reason"] == "", "edits"].sum())
     result: dict[str, Any] = {
         "facts": {"candidates": len(facts), "used": int(facts["kept"].sum())},
-        "edits": {"scored": scored, "left_out": int(edit_counts["edits"].sum()) - scored},
+        "edits": _numbers(
+            {
+                "scored": scored,
+                "left_out": int(edit_counts["edits"].sum()) - scored,
+                "collapsed": once["collapsed"].sum() if once["text_loss_post"].notna().any() else math.nan,
+            }
+        ),
         "function_word_targets": _numbers(dict(zip(targets["problem"], targets["share"], strict=True))),
     }
-    once = scores.drop_duplicates(["method", "problem", "fact_id", "window", "layer"])
     for (method, problem), group in once.groupby(["method", "problem"], sort=False):
         by_layer = group.groupby("layer")["rewrite"].mean().dropna()
         if len(by_layer):
@@ -211,6 +227,7 @@ def render(
     edit_counts: pd.DataFrame,
     targets: pd.DataFrame,
     left_out: pd.DataFrame,
+    collapse: Mapping[str, Any],
     pictures: Sequence[Picture],
     run: Mapping[str, Any],
     model_name: str,
@@ -221,8 +238,9 @@ def render(
     """The whole page as text.
 
     Parameters: regressions.csv's table, the published table (`read_paper`), facts.parquet, the counts of
-    `pipeline.analysis.scores.count_edits`, the records left out (`read_left_out`), saved figures in their order, the
-    manifest, the model's name and number of blocks, the intervals' confidence and the number of dealings of traces.
+    `pipeline.analysis.scores.count_edits`, the records left out (`read_left_out`), `pipeline.report.collapse.section`,
+    saved figures in their order, the manifest, the model's name and number of blocks, the intervals' confidence and
+    the number of dealings of traces.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -232,7 +250,7 @@ def render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"r2": _r2, "p": _p, "words": words}
+    environment.filters |= {"r2": _r2, "p": _p, "small": _small, "words": words}
     kept = facts[facts["kept"]]
     reasons = facts.loc[~facts["kept"], "drop_reason"].fillna("no reason given").value_counts()
     tables = r2_tables(regressions, paper)
@@ -256,6 +274,7 @@ def render(
         edits=edit_counts.to_dict("records"),
         target_sentence=target_sentence(targets),
         left_out_sentence=left_out_sentence(left_out),
+        collapse=collapse,
         run=list(_flat(run)),
     )
 
@@ -321,7 +340,7 @@ def _withheld(regressions: pd.DataFrame) -> list[tuple[str, str]]:
         for name, why in withheld(row).items():
             if not math.isnan(row[name]) and name not in found.setdefault(why, []):
                 found[why].append(name)
-    return [(_listed(names), why) for why, names in found.items() if names]
+    return [(listed(names), why) for why, names in found.items() if names]
 
 
 def _fact_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -367,10 +386,10 @@ def _p(value: float | None) -> str:
     return "<1e-4" if value < 1e-4 else f"{value:.4f}"
 
 
+def _small(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.1e}"
+
+
 def _range(values: "pd.Series[float]", form: str) -> str:
     low, high = form.format(values.min()), form.format(values.max())
     return low if low == high else f"{low} to {high}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

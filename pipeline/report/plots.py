@@ -76,6 +76,11 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence lists them: "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def facts_phrase(count: int) -> str:
     """How many facts, in words that agree."""
     return f"{count} fact" if count == 1 else f"{count} facts"

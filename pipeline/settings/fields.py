@@ -103,6 +103,12 @@ def cluster_address(address: str) -> str:
     return address
 
 
+def none_or_a_pair(tokens: int) -> int:
+    if tokens == 1:  # of one token, nothing is predicted
+        raise ValueError("a single token")
+    return tokens
+
+
 def gpu_share(count: float) -> float:
     if count > 1 and not count.is_integer():  # Ray gives out parts of one GPU, or whole ones
         raise ValueError("more than one GPU, and a part of another")

@@ -33,6 +33,7 @@ from pipeline.settings.fields import (
     memory_amount,
     memory_text,
     model_name,
+    none_or_a_pair,
     once_each,
     parse_memory,
     statistics_text,
@@ -162,6 +163,10 @@ class EditParams(Section):
     reversal_target: ReversalTarget = Field(description=choices(get_args(ReversalTarget)))
     erasure_min_p: float = Field(ge=0, lt=1, description="a probability of at least 0 and below 1")
     max_failed_share: float = Field(ge=0, le=1, description="a share from 0 to 1")
+    text_tokens: Annotated[int, Field(ge=0, le=HUGE), AfterValidator(none_or_a_pair)] = Field(
+        description="0, or a whole number of tokens, at least 2"
+    )
+    collapse_nats: float = Field(gt=0, description="a number above 0, in nats a token")
 
     def layer_list(self, n_layers: int) -> list[int]:
         """The layers to edit in a model of `n_layers` blocks, ascending, counted from 0."""

@@ -121,11 +121,16 @@ def _edits(ids: list[str], n_layers: int, rng: np.random.Generator) -> pd.DataFr
                             "p_post": pre * (1 - share) if falls else pre + (1 - pre) * share,
                             "status": "ok",
                             "acts": True,
+                            "denominator": 0.5,
+                            "update_norm": 0.1,
+                            "text_loss_pre": 3.0,
+                            "text_loss_post": 3.01,
+                            "update_key": "prompt",
                         }
                     )
                 )
     edits = pd.concat(tables, ignore_index=True)
     failed = (edits["fact_id"] == ids[0]) & (edits["layer"] == 3) & (edits["problem"] == "error_injection")
     edits.loc[failed, "status"] = "the loss is not finite"
-    edits.loc[failed, "p_post"] = np.nan
+    edits.loc[failed, ["p_post", "denominator", "update_norm", "text_loss_pre", "text_loss_post"]] = np.nan
     return edits

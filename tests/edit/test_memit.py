@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import FreshNoise
 from pipeline.lm.prompts import tokenize
-from pipeline.measure.probabilities import applied
+from pipeline.measure.edited import applied
 from tests.edit.test_rome import PREFIXES, request_for, resources_for
 from tests.lm.families import FAST_EDITED, random_model
 

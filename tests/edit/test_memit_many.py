@@ -16,7 +16,8 @@ from pipeline.facts.fact import EMBEDDED, Fact
 from pipeline.facts.readers import read_facts
 from pipeline.lm.load import load
 from pipeline.lm.model import LanguageModel
-from pipeline.measure.probabilities import Measurement, applied, questions
+from pipeline.measure.edited import applied
+from pipeline.measure.probabilities import Measurement, questions
 from tests.conftest import TINY_FACTS, TINY_MODEL
 from tests.edit.test_memit import SETTINGS
 

@@ -19,7 +19,7 @@ from pipeline.lm.model import LanguageModel, wrap
 from pipeline.lm.noise import FreshNoise
 from pipeline.lm.plain import Batch, full_logits
 from pipeline.lm.prompts import Prompt, pack, tokenize
-from pipeline.measure.probabilities import applied
+from pipeline.measure.edited import applied
 from tests.lm.families import FAST_EDITED, random_model
 
 SETTINGS = RomeSettings(
@@ -51,6 +51,12 @@ def resources_for(lm: LanguageModel, path: str = "fast") -> Resources:
     ids = torch.randint(5, 200, (40, 16), generator=torch.Generator().manual_seed(0))
     moments = second_moments(lm, [ids], range(lm.n_layers))
     return Resources(lambda layer: moments[layer].double(), 1e-4, path)
+
+
+def ridge_of(resources: Resources, layer: int) -> torch.Tensor:
+    """What is added to the block's second moment."""
+    moment = resources.moment(layer)
+    return resources.ridge * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
 
 
 def factors(edit: Edit) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,6 +98,7 @@ def test_fast_equals_plain_in_float64(lm: LanguageModel) -> None:
             assert (left - right).norm() <= bound * right.norm()
             assert one.loss == pytest.approx(other.loss, rel=bound)
             assert one.delta_norm == pytest.approx(other.delta_norm, rel=bound)
+            assert one.denominator == pytest.approx(other.denominator, rel=bound)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "gpt_neox", "llama", "qwen2"])
@@ -146,6 +153,14 @@ def test_the_edit_maps_the_key_to_the_value_and_has_rank_one(family: str, key: L
         out = lm.arch.down_projs[layer](target_key[None])[0]
     bound = 1e-3 if family == "gemma2" else 1e-8
     assert (out - (site.v0 + delta)).norm() <= bound * out.norm()
+    u = torch.linalg.solve(resources.moment(layer) + ridge_of(resources, layer), site.keys.mean(0))
+    cosine = float(u @ target_key / (u.norm() * target_key.norm()))
+    assert edit.denominator == pytest.approx(cosine, rel=bound)
+    # The update is as large as the denominator is small: |delta| / (|k| cosine), for its left side over |u|.
+    left, right = factors(edit)
+    assert float(left.norm() * right.norm() * target_key.norm() * cosine) == pytest.approx(
+        float((site.v0 + delta - lm.arch.down_projs[layer](target_key[None])[0]).norm()), rel=bound
+    )
     singular = torch.linalg.svdvals(change)
     assert singular[1] <= 1e-12 * singular[0]
     assert torch.equal(weight, before)

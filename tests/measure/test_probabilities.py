@@ -9,6 +9,7 @@ from pipeline.edit.rome import Rome
 from pipeline.facts.fact import Fact
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import NoiseTable
+from pipeline.measure.collapse import Harm
 from pipeline.measure.probabilities import Measurement, edit_frame, questions
 from tests.edit.test_rome import SETTINGS, request_for, resources_for
 from tests.lm.families import FAST_EDITED, random_model
@@ -101,7 +102,12 @@ def test_a_failed_edit_has_no_probabilities_and_keeps_its_rows() -> None:
     after = measurement.after(edits)
     assert np.isnan(after[0]).all()
     assert np.isfinite(after[1]).all()
-    frame = edit_frame(FACT, "error_injection", "rome", 1, "Oslo", "Paris", measurement.before(), edits, after)
+    harm = Harm(np.array([np.nan, 0.25]), 3.0, np.array([np.nan, 3.5]))
+    frame = edit_frame(FACT, "error_injection", "rome", 1, "Oslo", "Paris", measurement.before(), edits, after, harm)
+    last = frame.iloc[-1]
+    assert (last.denominator, last.update_norm) == (good[0].denominator, 0.25)
+    assert (last.text_loss_pre, last.text_loss_post) == (3.0, 3.5)
+    assert frame.loc[:5, ["denominator", "update_norm", "text_loss_post"]].isna().all(axis=None)
     assert list(frame.groupby("layer").size()) == [6, 6]
     assert list(frame.prompt_kind[:6]) == ["rewrite"] + ["paraphrase"] * 2 + ["neighborhood"] * 3
     assert frame.status[0] == "failed: a reason"

@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from pipeline.analysis.collapse import collapse_table, r2_without_collapsed, with_harm
 from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.regression import Design, regression_table
 from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, score_table, trace_by_layer_table
 from pipeline.analysis.targets import function_word_targets
-from pipeline.report import figures
+from pipeline.report import collapse, figures
 from pipeline.report import page as report
 from pipeline.report.manifest import manifest
 from pipeline.report.plots import Plot
@@ -44,6 +46,17 @@ def paper() -> pd.DataFrame:
     return report.read_paper(PAPER)
 
 
+def scored(run: Run) -> pd.DataFrame:
+    """scores.parquet of a run."""
+    return with_harm(score_table(run.edits, run.facts, run.trace, 0.02), run.edits, 0.5)
+
+
+def told(run: Run, scores: pd.DataFrame) -> dict[str, Any]:
+    """The page's section on edits that disable the model."""
+    r2 = r2_without_collapsed(scores, "rewrite", "fraction", keep_null_layers=False)
+    return collapse.section(collapse_table(scores, run.edits), r2, 0.5)
+
+
 def draw(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame, paper: pd.DataFrame) -> list[Plot]:
     return [
         figures.trace_by_layer(trace_by_layer_table(run.trace, PLAN), 0.95),
@@ -58,7 +71,7 @@ def draw(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame, paper: pd.Da
 def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("figures")
     run = make_run(12, 30, subject=NASTY)
-    scores = score_table(run.edits, run.facts, run.trace, 0.02)
+    scores = scored(run)
     regressions = regression_table(scores, ["rewrite", "overall"], ["fraction"], DESIGN)
     counts = count_edits(run.edits, 0.02)
     plots = draw(run, scores, regressions, paper)
@@ -71,6 +84,7 @@ def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
         edit_counts=counts,
         targets=function_word_targets(run.edits),
         left_out=LEFT_OUT,
+        collapse=told(run, scores),
         pictures=pictures,
         run=manifest(
             {"name": "packaged:Model", "layers": 30},

@@ -19,7 +19,7 @@ from pipeline.report import page as report
 from pipeline.report.manifest import read_timings
 from pipeline.tables import read_json, write_csv
 from tests.analysis.synthetic import PROBLEMS, make_run
-from tests.report.made import DESIGN, LEFT_OUT, NASTY, PLAN, Made, Page, draw
+from tests.report.made import DESIGN, LEFT_OUT, NASTY, PLAN, Made, Page, draw, scored
 
 
 def test_everything_is_escaped(made: Made) -> None:
@@ -75,7 +75,7 @@ def test_the_page_says_how_many_targets_are_function_words(made: Made) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (4, 1), (3, 8)])
 def test_small_and_odd_runs_are_drawn_and_reported(shape: tuple[int, int], paper: pd.DataFrame, tmp_path: Path) -> None:
     run = make_run(*shape)
-    scores = score_table(run.edits, run.facts, run.trace, 0.02)
+    scores = scored(run)
     regressions = regression_table(scores, ["rewrite", "overall", "paraphrase"], ["effect"], DESIGN)
     for plot in draw(run, scores, regressions, paper):
         assert plot.save(tmp_path, 50)[0].stat().st_size > 1000
@@ -233,7 +233,7 @@ def test_metrics_are_nested_numbers(made: Made) -> None:
     numbers = report.metrics(made.regressions, made.scores, made.run.facts, made.counts, targets)
     assert set(numbers["function_word_targets"]) == set(PROBLEMS)
     assert numbers["facts"] == {"candidates": 52, "used": 12}
-    assert numbers["edits"] == {"scored": 5 * 360 - 1, "left_out": 1}
+    assert numbers["edits"] == {"scored": 5 * 360 - 1, "left_out": 1, "collapsed": 0}
     means = made.scores.query("problem == 'fact_erasure'").groupby("layer")["rewrite"].mean()
     erasure = numbers["rome"]["fact_erasure"]
     assert erasure["rewrite"]["best_layer"] == means.idxmax()

@@ -15,7 +15,7 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
-from pipeline.compute import inputs, statistics
+from pipeline.compute import inputs, probe, statistics
 from pipeline.compute.known_job import KnownJob
 from pipeline.compute.store import Store
 from pipeline.edit.methods import load
@@ -69,4 +69,6 @@ def upstream() -> None:
     folder = Path("data/statistics")
     write_json({"key": "k", "source_key": statistics.source_key(settings, MODEL)}, folder / "manifest.json")
     write_json(["", "Once"], folder / "contexts.json")
+    ids = [[0] * settings.edit.text_tokens]
+    write_json({"key": probe.key_of(settings, MODEL), "ids": ids}, folder / "probe.json")
     save_file({str(layer): torch.eye(4) for layer in range(6)}, folder / "moments.safetensors")

@@ -39,7 +39,8 @@ EDITS = {
     "fact_id": TEXT, "problem": TEXT, "method": TEXT, "window": WHOLE, "layer": WHOLE, "prompt_kind": TEXT,
     "prompt_index": WHOLE, "target": TEXT, "p_pre": NUMBER, "p_post": NUMBER, "baseline": TEXT,
     "p_baseline_pre": NUMBER, "p_baseline_post": NUMBER, "delta_norm": NUMBER, "steps": WHOLE, "loss": NUMBER,
-    "status": TEXT, "acts": TRUTH,
+    "status": TEXT, "acts": TRUTH, "denominator": NUMBER, "update_norm": NUMBER, "text_loss_pre": NUMBER,
+    "text_loss_post": NUMBER, "update_key": TEXT,
 }  # fmt: skip
 SCORED = {
     "fact_id": TEXT, "relation": TEXT, "problem": TEXT, "method": TEXT, "window": WHOLE, "layer": WHOLE, "acts": TRUTH,
@@ -47,6 +48,8 @@ SCORED = {
     "neighborhood_first": NUMBER, "overall": NUMBER,
     "trace_module": TEXT, "trace_window": WHOLE, "fraction": NUMBER, "effect": NUMBER, "last_subject": NUMBER,
     "last_subject_fraction": NUMBER,
+    "denominator": NUMBER, "update_norm": NUMBER, "text_loss_pre": NUMBER, "text_loss_post": NUMBER,
+    "collapsed": TRUTH,
 }  # fmt: skip
 REGRESSIONS = [
     "method", "problem", "score", "trace_module", "trace_window", "trace_measure", "n_facts", "n_rows", "n_layers",
@@ -253,6 +256,8 @@ def test_statistics_of_the_scores_and_the_look_of_the_report_run_no_model(clone:
         "reports/rewrite_by_layer.csv",
         "reports/trace_by_layer.csv",
     }
+    clone.change("edit", collapse_nats=1e-4)
+    assert ran(clone.repro()) == {"params", "scores", "regressions", "report"}
     before = clone.results()
     clone.change("report", title="A title of one's own")
     assert ran(clone.repro()) == {"params", "report"}
