@@ -185,7 +185,7 @@ def cases(lm: LanguageModel, params: Params, fact: Fact, sd: float, names: Seque
             target = fact.target_false
         editing = FreshNoise(*of, lm.embedding_width) if problem.noised else None
         scoring = NoiseTable(*of, draws, lm.embedding_width, "score") if problem.noised else None
-        request = problems.edit_request(lm, problem, fact, target, PREFIXES, editing)
+        request = problems.edit_request(lm, problem, fact, target, PREFIXES, editing, baseline)
         asked = questions(lm, fact, target, baseline, draws)
         result.append(Case(name, request, Measurement(lm, asked, scoring)))
     return result

@@ -131,7 +131,8 @@ class _EditWorker:
             before = measurement.before()
             if self.problem.minimise and before[0, 0] < self.params.edit.erasure_min_p:
                 raise _NotEdited(f"dropped: p(true) is below {self.params.edit.erasure_min_p:g}")
-            edits = self._edit(problems.edit_request(self.lm, self.problem, fact, target, self.job.prefixes, editing))
+            of = self.lm, self.problem, fact, target, self.job.prefixes, editing, baseline
+            edits = self._edit(problems.edit_request(*of))
             after, harm = self._after(measurement, edits, asked), self._harm(edits)
         except (UserError, _NotEdited) as error:
             reason = str(error) if isinstance(error, _NotEdited) else f"failed: {error}"

@@ -126,18 +126,26 @@ def edit_request(
     target: str,
     prefixes: Sequence[str],
     noise: FreshNoise | None,
+    baseline: str = "",
 ) -> EditRequest:
-    """The fact's prompt after each of `prefixes`, and "{subject} is a", tokenized for an editor."""
-    prompts = tuple(
-        tokenize(
-            lm.tokenizer,
-            prefix + fact.text,
-            subject=fact.subject,
-            subject_at=len(prefix) + fact.subject_at,
-            target=target,
-            add_bos=lm.add_bos,
+    """The fact's prompt after each of `prefixes`, and "{subject} is a", tokenized for an editor.
+
+    baseline: the object that the target is compared with, for methods that need both; "" for none.
+    """
+
+    def prompts(followed_by: str) -> tuple[Prompt, ...]:
+        return tuple(
+            tokenize(
+                lm.tokenizer,
+                prefix + fact.text,
+                subject=fact.subject,
+                subject_at=len(prefix) + fact.subject_at,
+                target=followed_by,
+                add_bos=lm.add_bos,
+            )
+            for prefix in prefixes
         )
-        for prefix in prefixes
-    )
+
     essence = tokenize(lm.tokenizer, f"{fact.subject} is a", subject=fact.subject, subject_at=0, add_bos=lm.add_bos)
-    return EditRequest(fact.fact_id, prompts, essence, noise, problem.minimise)
+    baselines = prompts(baseline) if baseline else ()
+    return EditRequest(fact.fact_id, prompts(target), essence, noise, problem.minimise, problem.name, baselines)

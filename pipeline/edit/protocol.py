@@ -28,7 +28,9 @@ class EditRequest:
     prompts: the context prefixes followed by the prompt and the target, the bare prompt first. essence: "{subject}
     is a", whose next-token distribution at the subject's last token should not move. noise: where the problem
     noises the subject (fact forcing), the noise of the prompts, new at each step; the essence prompt gets none.
-    minimise: the target's probability is to fall (fact erasure).
+    minimise: the target's probability is to fall (fact erasure). problem: the name of one of pipeline.edit.problems.
+    baselines: `prompts` followed by the object that the target is compared with (error injection: the true one), for
+    methods that need both; may be empty.
     """
 
     fact_id: str
@@ -36,6 +38,8 @@ class EditRequest:
     essence: Prompt
     noise: FreshNoise | None
     minimise: bool
+    problem: str = ""
+    baselines: tuple[Prompt, ...] = ()
 
 
 @dataclass(frozen=True)

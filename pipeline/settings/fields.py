@@ -143,3 +143,13 @@ Probability = Annotated[
 ]
 StopLoss = Annotated[Annotated[float, Field(gt=0)] | None, Field(description="null, or a loss above 0")]
 ErasureLoss = Annotated[Literal["mean_of_exp", "exp_of_mean"], Field(description="mean_of_exp or exp_of_mean")]
+
+# Of knowledge neurons.
+PathSteps = Annotated[Annotated[int, Field(ge=1, le=1000)], Field(description="a whole number of steps, 1 to 1000")]
+PathRule = Annotated[Literal["gauss", "right"], Field(description="gauss or right")]
+MaximumShare = Annotated[float, Field(ge=0, lt=1, description="a share of the largest attribution, 0 to below 1")]
+Sharing = Annotated[
+    Annotated[float, Field(gt=0, le=1)] | None, Field(description="null, or a share of the prompts above 0, at most 1")
+]
+EmbeddingFactor = Annotated[float, Field(gt=0, description="a number above 0")]
+NeuronWindow = Annotated[Literal["all"] | AtLeast1, Field(description="all, or a whole number of blocks, at least 1")]
