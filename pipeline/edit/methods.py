@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.edit import rome
+from pipeline.edit import finetune, rome
 from pipeline.edit.protocol import Method
 from pipeline.settings import params
 
-METHODS: dict[str, Method] = {method.name: method for method in (rome.METHOD,)}
+METHODS: dict[str, Method] = {method.name: method for method in (rome.METHOD, *finetune.METHODS)}
 
 SETTINGS: dict[str, type] = {name: method.settings for name, method in METHODS.items()}  # as params.load wants them
 

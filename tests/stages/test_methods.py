@@ -51,10 +51,9 @@ def add_noop(clone: Clone) -> None:
     (clone.root / "pipeline" / "edit" / "noop.py").write_text(FILE)
     path = clone.root / "pipeline" / "edit" / "methods.py"
     text = path.read_text()
-    assert text.count("rome.METHOD,") == text.count("import rome\n") == 1
-    path.write_text(
-        text.replace("rome.METHOD,", "rome.METHOD, noop.METHOD").replace("import rome\n", "import noop, rome\n")
-    )
+    assert text.count("rome.METHOD,") == text.count("from pipeline.edit import ") == 1
+    text = text.replace("rome.METHOD,", "rome.METHOD, noop.METHOD,")
+    path.write_text(text.replace("from pipeline.edit import ", "from pipeline.edit import noop, "))
 
 
 @pytest.mark.slow
