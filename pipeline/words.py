@@ -3,6 +3,8 @@
 A greedy continuation often begins with one ("... plays the" -> "guitar"). As an editing target such a word says
 nothing of the fact, so `edit.reversal_target: first_content_word` passes over them and the report counts them. Closed
 classes only: a word that can carry an answer (a noun, name, number, full verb, adjective) is not here.
+
+And what people call an editing method.
 """
 
 from __future__ import annotations
@@ -38,3 +40,9 @@ def content(text: str) -> str:
             return rest
         rest = after.strip()
     return text.strip()
+
+
+def method_label(name: str) -> str:
+    """An editing method as papers write it: rome is ROME, ft_l is FT+L, ft_1 is FT-1."""
+    label = name.upper()
+    return label.removesuffix("_L").replace("_", "-") + "+L" if label.endswith("_L") else label.replace("_", "-")

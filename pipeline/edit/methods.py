@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.edit import kn, memit, rome
+from pipeline.edit import finetune, kn, memit, rome
 from pipeline.edit.protocol import Method
 from pipeline.settings import params as settings
 from pipeline.settings.fields import PROBLEMS
 from pipeline.settings.params import Params
 
-METHODS: dict[str, Method] = {method.name: method for method in (rome.METHOD, memit.METHOD, kn.METHOD)}
+METHODS: dict[str, Method] = {
+    method.name: method for method in (rome.METHOD, memit.METHOD, *finetune.METHODS, kn.METHOD)
+}
 
 SETTINGS: dict[str, type] = {name: method.settings for name, method in METHODS.items()}  # as params.load wants them
 

@@ -85,9 +85,10 @@ Update = LowRank | Dense
 class Edit:
     """One edit. layer: the (centre) layer it stands for. status: "ok", or why there is no update.
 
-    delta_norm: length of v* - v0 before the update. loss: the last loss that was computed. steps: optimisation
-    steps taken. acts: False where nothing that the method does at this layer can reach the answer. denominator: the
-    cosine uT k / (|u| |k|) of ROME's update, nan for methods without one; near 0 the update is huge.
+    delta_norm: length of v* - v0 before the update; of the change itself where no value is optimised. loss: the last
+    loss that was computed. steps: optimisation steps taken. acts: False where nothing that the method does at this
+    layer can reach the answer. denominator: the cosine uT k / (|u| |k|) of ROME's update, nan for methods without one;
+    near 0 the update is huge.
     """
 
     layer: int

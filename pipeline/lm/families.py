@@ -8,7 +8,8 @@ W_proj, the second layer of the MLP).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -180,11 +181,24 @@ class Architecture:
         """GPT-2's Conv1D keeps its weight as (in, out)."""
         return type(self.down_projs[layer]).__name__ == "Conv1D"
 
+    def turned(self, layer: int, stored: Tensor) -> Tensor:
+        """A matrix as the down-projection of block `layer` stores its weight, seen as (d, d_ff); and the way back."""
+        return stored.T if self._transposed(layer) else stored
+
     def add_to_weight(self, layer: int, change: Tensor) -> None:
         """In place: W += change, for W and change of shape (d, d_ff) whichever way the family stores W."""
         weight = self.down_projs[layer].weight
         with torch.no_grad():
-            weight += (change.T if self._transposed(layer) else change).to(weight)
+            weight += self.turned(layer, change).to(weight)
+
+    @contextmanager
+    def weight(self, layer: int) -> Iterator[Tensor]:
+        """Within: W of block `layer`, (d, d_ff), to be read; fetched where it waits elsewhere until its block runs."""
+        from accelerate.utils import align_module_device
+
+        module = self.down_projs[layer]
+        with align_module_device(module):
+            yield self.turned(layer, module.weight.detach())
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits of last-block outputs; shape (..., d) to (..., vocabulary)."""

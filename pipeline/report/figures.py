@@ -29,6 +29,7 @@ from pipeline.report.plots import (
     style,
     words,
 )
+from pipeline.words import method_label
 
 _LAYER = "layer (counted from 0)"
 _EDIT_LAYER = "edited layer (counted from 0)"
@@ -145,7 +146,7 @@ def rewrite_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
         problems = list(dict.fromkeys(shown["problem"]))
         for ax, (method, group) in zip(axes, shown.groupby("method", sort=False), strict=True):
             bands(ax, trust.bands(group), "problem", problems, "rewrite")
-            ax.set(title=str(method).upper(), xlabel=_EDIT_LAYER, ylim=(-0.03, 1.03))
+            ax.set(title=method_label(str(method)), xlabel=_EDIT_LAYER, ylim=(-0.03, 1.03))
         axes[0].set_ylabel("rewrite score (0 to 1)")
         legend_below(figure, axes[0])
     counts = table.groupby(["method", "problem"], sort=False)["n"].max().groupby("problem", sort=False).max()
@@ -218,7 +219,7 @@ def score_against_trace(
         title="Edit success against tracing effect, layer by layer",
         figure=figure,
         caption=(
-            f"{words(problem).capitalize()}, {method.upper()}: {words(score)} score against the "
+            f"{words(problem).capitalize()}, {method_label(method)}: {words(score)} score against the "
             f"{_MEASURES.get(measure, words(measure))}, {module}, {_window(window)}. A panel is a layer, "
             f"counted from 0; a point is one fact ({facts}), no means over facts. Lines are least-squares "
             "fits within the layer, R² their fit; none is drawn where the trace does not vary."

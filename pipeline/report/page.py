@@ -22,6 +22,7 @@ from pipeline.analysis.trust import MIN_FACTS_SHOWN, shown, withheld
 from pipeline.errors import UserError
 from pipeline.report.plots import PAPER_SCORES, Plot, facts_phrase, listed, words
 from pipeline.tables import LEFT_OUT
+from pipeline.words import method_label
 
 PAPER_COLUMNS = (
     "score",
@@ -119,7 +120,7 @@ def answer(regressions: pd.DataFrame, model_name: str, confidence: float) -> str
     """
     rows = headline(regressions)
     defined = rows.dropna(subset=["r2_layer", "r2_diff", "chance"])
-    method, score = str(rows["method"].iloc[0]).upper(), words(str(rows["score"].iloc[0]))
+    method, score = method_label(str(rows["method"].iloc[0])), words(str(rows["score"].iloc[0]))
     if defined.empty:
         most = facts_phrase(int(rows["n_facts"].max()))
         return (
@@ -328,7 +329,7 @@ def r2_tables(regressions: pd.DataFrame, paper: pd.DataFrame) -> list[dict[str, 
                 notes.append(f"{words(ours['problem'])}: {theirs['note']}")
             rows.append({"ours": shown(ours), "paper": theirs})
         variant = f"{words(measure)}, {module}, window {window}"
-        name = f"{words(score).capitalize()} score, {str(method).upper()}; trace: {variant}"
+        name = f"{words(score).capitalize()} score, {method_label(str(method))}; trace: {variant}"
         tables.append({"name": name, "rows": rows, "notes": notes, "paper": any(row["paper"] for row in rows)})
     return tables
 

@@ -135,13 +135,17 @@ def choices(values: tuple[str, ...]) -> str:
 # The keys of methods.
 Steps = Annotated[AtLeast1, Field(description="a whole number of optimization steps, at least 1")]
 LearningRate = Annotated[float, Field(gt=0, description="a number above 0")]
-Window = Annotated[AtLeast1, Field(description="a number of blocks, at least 1")]
 Weight = Annotated[float, Field(ge=0, description="a number of at least 0")]
 NormFactor = Annotated[float, Field(gt=0, description="a number above 0, in norms of the unedited value")]
 Probability = Annotated[
     Annotated[float, Field(gt=0, lt=1)] | None, Field(description="null, or a probability above 0 and below 1")
 ]
 StopLoss = Annotated[Annotated[float, Field(gt=0)] | None, Field(description="null, or a loss above 0")]
+MaxChange = Annotated[
+    Annotated[float, Field(gt=0)] | None, Field(description="null, or a number above 0, in the units of the weights")
+]
+Window = Annotated[AtLeast1, Field(description="a whole number of blocks, at least 1")]
+Copies = Annotated[AtLeast1, Field(description="a whole number of copies of the prompt, at least 1")]
 ErasureLoss = Annotated[Literal["mean_of_exp", "exp_of_mean"], Field(description="mean_of_exp or exp_of_mean")]
 
 # Of knowledge neurons.

@@ -21,7 +21,8 @@ from pipeline.errors import UserError
 from pipeline.facts.fact import Fact
 from pipeline.lm.forward import proven
 from pipeline.lm.model import LanguageModel, wrap
-from pipeline.measure.probabilities import Measurement, applied, questions
+from pipeline.measure.edited import applied
+from pipeline.measure.probabilities import Measurement, questions
 from tests.conftest import ROOT
 from tests.lm.families import FAST_EDITED, random_model, small_tokenizer
 

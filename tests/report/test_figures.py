@@ -13,6 +13,7 @@ from pipeline.analysis.scores import rewrite_by_layer_table, score_table
 from pipeline.errors import UserError
 from pipeline.report import figures
 from pipeline.report.plots import fitted_line
+from pipeline.words import method_label
 from tests.analysis.synthetic import PROBLEMS, make_run
 from tests.report.made import PLAN, Made, draw
 
@@ -96,3 +97,8 @@ def test_means_over_few_facts_have_no_bands() -> None:
         boxes = [band.get_paths()[0].get_extents() for band in plot.figure.axes[0].collections if band.get_paths()]
         drawn = [box for box in boxes if box.height > 0]
         assert bool(drawn) == (shown is table)
+
+
+def test_methods_are_called_as_papers_call_them() -> None:
+    names = ("rome", "memit", "kn", "ft", "ft_l", "ft_1", "ft_5")
+    assert [method_label(name) for name in names] == ["ROME", "MEMIT", "KN", "FT", "FT+L", "FT-1", "FT-5"]

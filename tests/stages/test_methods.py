@@ -52,9 +52,8 @@ def add_noop(clone: Clone) -> None:
     path = clone.root / "pipeline" / "edit" / "methods.py"
     text = path.read_text()
     assert text.count("rome.METHOD,") == text.count("from pipeline.edit import ") == 1
-    path.write_text(
-        text.replace("rome.METHOD,", "rome.METHOD, noop.METHOD,").replace("edit import ", "edit import noop, ")
-    )
+    text = text.replace("rome.METHOD,", "rome.METHOD, noop.METHOD,")
+    path.write_text(text.replace("from pipeline.edit import ", "from pipeline.edit import noop, "))
 
 
 @pytest.mark.slow
