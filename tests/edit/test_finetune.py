@@ -328,7 +328,7 @@ def test_paper_presets_hold_the_published_bounds(
     preset: str, ft_l: float, ft_1: tuple[float, ...], ft_5: tuple[float, ...]
 ) -> None:
     params = load(ROOT / f"presets/{preset}.yaml")
-    assert params.edit.methods == ("rome", "ft_1", "ft_5")
+    assert params.edit.methods == ("rome", "memit", "ft_1", "ft_5")
     for name, window, stop, bounds in (
         ("ft", 1, 1e-2, [None] * 5),
         ("ft_l", 1, 1e-2, [ft_l] * 5),
