@@ -14,7 +14,8 @@ P may be steep somewhere: the norm of r + a x turns where that is shortest, at a
 the width of its length there in lengths of x. With r what else is in the residual stream, that may be on the way in a
 model's first blocks; with r = 0, and the norm's epsilon for a width, it is in each block with a norm between the MLP
 and the residual stream (Gemma, OLMo 2 and 3, GLM 4). The points of `gauss` are therefore those of asinh((a - bend) /
-width), in which that norm's output is steep nowhere.
+width), in which that norm's output is steep nowhere. What is steep further up stays so: in block 0 of SmolLM2 20 points
+leave an error of up to a tenth and 50 of a thousandth, in its other blocks 20 of a ten-thousandth.
 
 Two paths with the same mathematics: `attributions` carries all blocks and points through one resumed forward
 ("staircase"), in which only the prompt's last token and the target's are run; `plain_attributions` runs the whole model
