@@ -1,7 +1,7 @@
 """`python -m benchmarks.tune`: the bound and the learning rate of bounded fine-tuning for the packaged model.
 
-The published values are of GPT-J and GPT-2 XL, and a bound is in the units of a model's weights. They are chosen as
-published (Hase et al. 2023, appendix B): on error injection, for the largest harmonic mean of rewrite success (ES, the
+The published values are of GPT-J and GPT-2 XL, and a bound is in the units of a model's weights. They are chosen, as
+in Hase et al. 2023, on error injection, for the largest harmonic mean of rewrite success (ES, the
 share of edits after which the new object is likelier than the old one) and neighborhood success (NS, the share of
 neighborhood prompts after which it is not), here at four blocks spread over the depth. First the bound is chosen under
 the published learning rate, then the learning rate under that bound.
