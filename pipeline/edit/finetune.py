@@ -1,8 +1,8 @@
 """Fine-tuning: Adam on the down-projections of a few blocks, for the target's probability after the bare prompt.
 
-Four methods that differ in their settings alone. FT and FT+L (Meng et al. 2022, appendix E.1) tune one block, without
+Four methods that differ in their settings alone. FT and FT+L (Meng et al. 2022) tune one block, without
 a bound and with every weight kept within `max_change` of where it was (an L-infinity ball, Zhu et al. 2020); FT-1 and
-FT-5 (Hase et al. 2023, appendix B) tune a window of one and of five blocks within such a bound.
+FT-5 (Hase et al. 2023) tune a window of one and of five blocks within such a bound.
 
 The loss is the mean NLL of the target's tokens, each after those before it; in fact erasure exp(-NLL); in fact forcing
 its mean over `noise_copies` copies of the prompt, each of which has noise of its own, new at each step. What is tuned

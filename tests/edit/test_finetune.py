@@ -20,7 +20,7 @@ from pipeline.lm.plain import Batch, target_probabilities
 from pipeline.measure.edited import applied
 from pipeline.settings.fields import PROBLEMS
 from tests.conftest import ROOT
-from tests.edit.test_forcing import Watch
+from tests.edit.test_forcing import Watch, watched
 from tests.edit.test_rome import request_for
 from tests.lm.families import FAST_EDITED, random_model
 
@@ -284,6 +284,14 @@ def test_forcing_draws_anew_for_each_copy_and_step_and_both_paths_alike() -> Non
     assert all(float((told - row).abs().amax(-1).min()) < 2e-5 for row in drawn)
     few = noise_of(lm, lambda: FineTune(replace(SETTINGS, noise_copies=1), FAST).edit(lm, request, [0]))
     assert len(few) == SETTINGS.steps * (bare.subject[1] - bare.subject[0])
+
+
+@pytest.mark.parametrize("path", ["fast", "plain"])
+def test_a_draw_of_editing_is_never_one_of_scoring(path: str, tmp_path: Path) -> None:
+    watch = watched(random_model("llama"), tmp_path, path, 5, 3, 1, 0, "ft_5")
+    assert watch.seen[True]
+    assert len(watch.seen[False]) >= 5
+    assert not watch.seen[True] & watch.seen[False]
 
 
 def test_a_loss_that_is_no_number_fails_with_a_reason() -> None:

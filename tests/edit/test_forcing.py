@@ -78,7 +78,16 @@ class Watch:
             handle.remove()
 
 
-def watched(lm: LanguageModel, folder: Path, path: str, samples: int, steps: int, prefixes: int, seed: int) -> Watch:
+def watched(
+    lm: LanguageModel,
+    folder: Path,
+    path: str,
+    samples: int,
+    steps: int,
+    prefixes: int,
+    seed: int,
+    method: str = "rome",
+) -> Watch:
     """What an edit unit of fact forcing adds to the embeddings, in editing and in scoring."""
     params = methods.load(ROOT / "presets" / "smoke.yaml")
     params = params.model_copy(
@@ -89,10 +98,11 @@ def watched(lm: LanguageModel, folder: Path, path: str, samples: int, steps: int
             "compute": params.compute.model_copy(update={"path": path}),
         }
     )
-    params._sections["rome"] = {**methods.load(ROOT / "presets" / "smoke.yaml").sections["rome"], "steps": steps}
+    section = methods.load(ROOT / "presets" / "smoke.yaml").sections[method]
+    params._sections[method] = {**section, "steps": steps, "by_problem": {}}
     model = {"layers": lm.n_layers, "fast_path": True, "source": "", "fingerprint": ""}
     texts = ("", *(f"Anna works in {i}. " for i in range(prefixes)))
-    job = EditJob(params, model, (FACT,), 0.3, METHODS["rome"], "fact_forcing", {"source_key": ""}, texts, folder)
+    job = EditJob(params, model, (FACT,), 0.3, METHODS[method], "fact_forcing", {"source_key": ""}, texts, folder)
     with pytest.MonkeyPatch.context() as patch, Watch(lm) as watch:
         patch.setattr(edit_job, "set_up", lambda params, source, fast=True: lm)
         edit = edit_job._EditWorker._edit
