@@ -87,7 +87,7 @@ def compare_method(
 
     def editor(problem: str, path: str) -> Any:
         settings = methods.SETTINGS[method](**params.for_problem(method, problem))
-        made = methods.METHODS[method].editor(settings, Resources(resources.moment, resources.ridge, path))
+        made: Any = methods.METHODS[method].editor(settings, Resources(resources.moment, resources.ridge, path))
         for layer in layers if methods.METHODS[method].moments else ():
             made.whitener(layer)  # so that no time is taken for that later
         return made

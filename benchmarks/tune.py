@@ -88,7 +88,8 @@ class Trials:
         self.of = {"problem": PROBLEM, "model": lm.name, "facts": facts, "blocks": list(BLOCKS)}
         known = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
         same = all(known.get(key) == value for key, value in self.of.items())
-        self.done = [Tried(*(row[key] for key in ("method", "settings", "es", "ns"))) for row in known["tried"] if same]
+        rows = known["tried"] if same else []
+        self.done = [Tried(*(row[key] for key in ("method", "settings", "es", "ns"))) for row in rows]
 
     def run(self, method: str, changed: dict[str, Any]) -> Tried:
         """The method with some keys of its section changed."""
