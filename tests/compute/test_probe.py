@@ -83,7 +83,7 @@ def job_of(params: Params, lm: LanguageModel, folder: Path, text: tuple[tuple[in
     facts = tuple(replace(fact, neighborhood=()) for fact in read_facts("embedded", TINY_FACTS, 0)[:2])
     size = lm.arch.key_size(0)
     save_file({str(layer): torch.eye(size) for layer in range(lm.n_layers)}, folder / "moments.safetensors")
-    made = {"key": "k"}
+    made = {"source_key": "k"}
     return EditJob(params, model_of(lm), facts, 0.1, METHODS["rome"], "error_injection", made, ("",), folder, text)
 
 

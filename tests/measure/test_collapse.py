@@ -118,10 +118,11 @@ def test_updates_that_cancel_have_no_size() -> None:
     lm = random_model("llama")
     left, right = torch.randn(32, 2, dtype=torch.float64), torch.randn(48, 2, dtype=torch.float64)
     dense = Dense(1, -(left @ right.T))
-    assert Weights(lm).update_norm(Edit(1, (LowRank(1, left, right), dense), 0, 0, 0)) < 1e-7
+    alone = float(dense.change.norm() / lm.arch.down_projs[1].weight.norm())
+    # The root of a difference of squares keeps half of the digits.
+    assert Weights(lm).update_norm(Edit(1, (LowRank(1, left, right), dense), 0, 0, 0)) < 1e-6 * alone
     twice = Edit(1, (Dense(1, dense.change), Dense(1, dense.change)), 0, 0, 0)
-    norm = float(lm.arch.down_projs[1].weight.norm())
-    assert Weights(lm).update_norm(twice) == pytest.approx(2 * float(dense.change.norm()) / norm)
+    assert Weights(lm).update_norm(twice) == pytest.approx(2 * alone)
 
 
 def test_a_destructive_edit_collapses_a_model_and_a_harmless_one_does_not() -> None:
