@@ -255,7 +255,7 @@ def test_the_committed_params_are_the_default_preset() -> None:
 
 def test_the_presets_are_those_promised() -> None:
     names = {path.stem for path in PRESETS}
-    assert names == {"default", "smoke", "reference", "cluster", "paper-gptj", "paper-gpt2-xl"}
+    assert names == {"default", "smoke", "reference", "cluster", "methods", "paper-gptj", "paper-gpt2-xl"}
 
 
 @pytest.mark.parametrize("name", ["default", "smoke"])
