@@ -7,6 +7,7 @@ import pandas as pd
 
 from pipeline.analysis.collapse import collapse_by_layer, totals
 from pipeline.report.plots import Plot, bands, listed, panels, style, words
+from pipeline.words import method_label
 
 _KEYS = {
     "prompt": "key: prompt (the update is aimed at the mean key and divides by the bare prompt's)",
@@ -24,8 +25,8 @@ def section(table: pd.DataFrame, r2: pd.DataFrame, collapse_nats: float) -> dict
         return {"sentence": "Whether edits disable the model was not measured (edit.text_tokens is 0).", "rows": []}
     used = table.drop_duplicates(["method", "update_key"])
     keyed = listed([
-        f"{str(row.method).upper()} with {_KEYS.get(row.update_key, f'key: {row.update_key}')}"
-        if row.update_key else str(row.method).upper()
+        f"{method_label(str(row.method))} with {_KEYS.get(row.update_key, f'key: {row.update_key}')}"
+        if row.update_key else method_label(str(row.method))
         for row in used.itertuples()
     ])  # fmt: skip
     rise = f"the loss of the model's own text by more than {collapse_nats:g} nats a token"
@@ -91,7 +92,7 @@ def collapse_by_layer_plot(table: pd.DataFrame, collapse_nats: float) -> Plot | 
     if not _any(table):
         return None
     shares = collapse_by_layer(table).assign(low=float("nan"), high=float("nan"))
-    shares["method"] = shares["method"].map(lambda name: str(name).upper())
+    shares["method"] = shares["method"].map(lambda name: method_label(str(name)))
     with style():
         figure, (ax,) = panels(1, columns=1, width=7.6, height=3.4)
         bands(ax, shares, "method", list(shares["method"].unique()), "share")

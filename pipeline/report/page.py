@@ -229,6 +229,7 @@ def render(
     targets: pd.DataFrame,
     left_out: pd.DataFrame,
     collapse: Mapping[str, Any],
+    methods: Mapping[str, Any],
     pictures: Sequence[Picture],
     run: Mapping[str, Any],
     model_name: str,
@@ -240,8 +241,8 @@ def render(
 
     Parameters: regressions.csv's table, the published table (`read_paper`), facts.parquet, the counts of
     `pipeline.analysis.scores.count_edits`, the records left out (`read_left_out`), `pipeline.report.collapse.section`,
-    saved figures in their order, the manifest, the model's name and number of blocks, the intervals' confidence and
-    the number of dealings of traces.
+    `pipeline.report.comparison.section`, saved figures in their order, the manifest, the model's name and number of
+    blocks, the intervals' confidence and the number of dealings of traces.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -251,7 +252,7 @@ def render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"r2": _r2, "p": _p, "small": _small, "words": words}
+    environment.filters |= {"r2": _r2, "p": _p, "small": _small, "words": words, "method": method_label}
     kept = facts[facts["kept"]]
     reasons = facts.loc[~facts["kept"], "drop_reason"].fillna("no reason given").value_counts()
     tables = r2_tables(regressions, paper)
@@ -276,6 +277,7 @@ def render(
         target_sentence=target_sentence(targets),
         left_out_sentence=left_out_sentence(left_out),
         collapse=collapse,
+        methods=methods,
         run=list(_flat(run)),
     )
 

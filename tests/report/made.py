@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 
 from pipeline.analysis.collapse import collapse_table, r2_without_collapsed, with_harm
+from pipeline.analysis.comparison import comparison_table
 from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.regression import Design, regression_table
 from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, score_table, trace_by_layer_table
 from pipeline.analysis.targets import function_word_targets
-from pipeline.report import collapse, figures
+from pipeline.report import collapse, comparison, figures
 from pipeline.report import page as report
 from pipeline.report.manifest import manifest
 from pipeline.report.plots import Plot
@@ -85,6 +86,7 @@ def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
         targets=function_word_targets(run.edits),
         left_out=LEFT_OUT,
         collapse=told(run, scores),
+        methods=comparison.section(comparison_table(scores, PLAN)),
         pictures=pictures,
         run=manifest(
             {"name": "packaged:Model", "layers": 30},

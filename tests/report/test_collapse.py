@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from pipeline.analysis.collapse import collapse_table
+from pipeline.analysis.comparison import comparison_table
 from pipeline.analysis.scores import rewrite_by_layer_table
-from pipeline.report import collapse, figures
+from pipeline.report import collapse, comparison, figures
 from pipeline.report import page as report
 from tests.analysis.synthetic import Run, make_run
 from tests.report.made import LEFT_OUT, PLAN, Made, Page, scored, told
@@ -59,6 +60,7 @@ def test_the_section_counts_them_and_shows_r2_without_them(made: Made) -> None:
             targets=made.counts.assign(share=0.0, function_words=0),
             left_out=LEFT_OUT,
             collapse=section,
+            methods=comparison.section(comparison_table(scored(run), PLAN)),
             pictures=made.pictures,
             run={},
             model_name="M",
