@@ -48,9 +48,9 @@ def main(params: Params) -> None:
     write_json(run, out / "manifest.json")
     page = report.render(
         title=params.report.title, regressions=regressions, paper=paper, facts=facts, edit_counts=counts,
-        targets=targets, left_out=left_out, collapse=collapse.section(harm, r2, nats),
-        methods=comparison.section(compared), pictures=saved, run=run,
-        model_name=model["name"].removeprefix("packaged:"), n_layers=scores["layer"].nunique(), confidence=settings.confidence, permutations=plan.permutations,
+        targets=targets, left_out=left_out, collapse=collapse.section(harm, r2, nats), permutations=plan.permutations,
+        methods=comparison.section(compared), pictures=saved, run=run, confidence=settings.confidence,
+        model_name=model["name"].removeprefix("packaged:"), n_layers=scores["layer"].nunique(),
     )  # fmt: skip
     write_bytes(out / "report.html", page.encode("utf-8"))
 
