@@ -113,8 +113,10 @@ class Memit:
         requests.
 
         memory: bytes that a batch may take, None for no bound. Raises UserError where a request has no finite new
-        value, which would spoil those of all.
+        value, which would spoil those of all, and where there is no resumed forward (path: plain).
         """
+        if self.resources.path == "plain":
+            raise UserError("many edits at once are made by the resumed forward only; this model or path has none")
         blocks, top, draws = list(blocks), blocks[-1], 1
         if blocks != sorted(set(blocks)) or not 0 <= blocks[0] <= top < lm.n_layers:
             raise UserError(f"blocks are {blocks} but must be different, ascending and in 0 to {lm.n_layers - 1}")

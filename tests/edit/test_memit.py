@@ -214,6 +214,8 @@ def test_many_at_once_solve_one_system_a_block_wherever_the_blocks_are() -> None
         below = (*below, update)
     with pytest.raises(UserError, match="ascending"):
         editor.edit_many(lm, requests, [2, 0])
+    with pytest.raises(UserError, match="resumed forward only"):
+        Memit(SETTINGS, replace(resources, path="plain")).edit_many(lm, requests, blocks)
 
 
 def test_the_same_by_hand_with_the_whole_model_in_float64() -> None:

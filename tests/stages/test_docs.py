@@ -14,7 +14,7 @@ from tests.conftest import ROOT, TINY_FACTS, TINY_MODEL
 
 def test_the_library_s_page_runs(capsys: Any) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     code, names = "\n".join(blocks), dict[str, Any]()
     known = read_facts("embedded", TINY_FACTS, 0)[0]  # the small model knows no capitals
     for there, here in {
@@ -36,4 +36,7 @@ def test_the_library_s_page_runs(capsys: Any) -> None:
     before = p_target()
     with names["applied"](lm, names["edit"]):
         assert p_target() > 2 * before
+    assert p_target() == before
+    with names["applied"](lm, names["many"]):
+        assert p_target() > before
     assert p_target() == before
