@@ -1,7 +1,8 @@
-"""Stage `regressions`: data/scores.parquet to reports/regressions.csv."""
+"""Stage `regressions`: data/scores.parquet to reports/regressions.csv and reports/layers.csv."""
 
 from pathlib import Path
 
+from pipeline.analysis.layers import layer_table, traces
 from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.regression import Design, regression_table
 from pipeline.settings.params import Params
@@ -10,7 +11,7 @@ from stages._run import run_stage
 
 
 def main(params: Params) -> None:
-    """Run every regression that params names, with intervals and tests."""
+    """Run every regression that params names, with intervals and tests, and compare layers to edit at."""
     settings = params.regressions
     design = Design(
         keep_null_layers=settings.null_layers == "keep",
@@ -19,7 +20,10 @@ def main(params: Params) -> None:
     )
     scores = read(Path("data/scores.parquet"), SCORES)
     table = regression_table(scores, settings.scores, settings.trace_measures, design)
+    localizers = traces(scores, settings.trace_measures)
+    layers = layer_table(scores, settings.scores, localizers, design.plan, keep_null_layers=design.keep_null_layers)
     write_csv(table, Path("reports/regressions.csv"))
+    write_csv(layers, Path("reports/layers.csv"))
 
 
 if __name__ == "__main__":

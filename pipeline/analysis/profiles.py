@@ -125,12 +125,8 @@ def standardized(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(trace=trace.where(~flat, by_layer.transform("mean")))
 
 
-def profiles(rows: pd.DataFrame) -> Profiles:
-    """Lay out rows (fact_id, relation, layer, score, trace) as facts by layers, facts and layers in ascending order.
-
-    Rows without a trace are left out; rows without a score lend their trace to dealings only. Facts and layers without
-    a complete row are left out. Raises UserError where a fact has two rows for a layer.
-    """
+def one_row_a_layer(rows: pd.DataFrame) -> None:
+    """Raise UserError where a fact has two rows for a layer."""
     twice = rows.duplicated(["fact_id", "layer"])
     if twice.any():
         row = rows[twice].iloc[0]
@@ -138,6 +134,15 @@ def profiles(rows: pd.DataFrame) -> Profiles:
             f"data/scores.parquet: fact {row['fact_id']} has two rows for layer {row['layer']} of one "
             "regression; there must be one, so edit with one window at a time"
         )
+
+
+def profiles(rows: pd.DataFrame) -> Profiles:
+    """Lay out rows (fact_id, relation, layer, score, trace) as facts by layers, facts and layers in ascending order.
+
+    Rows without a trace are left out; rows without a score lend their trace to dealings only. Facts and layers without
+    a complete row are left out. Raises UserError where a fact has two rows for a layer.
+    """
+    one_row_a_layer(rows)
     whole = rows.dropna(subset=["score", "trace"])
     rows = rows[rows["trace"].notna() & rows["fact_id"].isin(whole["fact_id"]) & rows["layer"].isin(whole["layer"])]
     scale = float(np.std(rows["trace"])) or 1.0
@@ -185,6 +190,12 @@ def expanded_levels(count: int, confidence: float) -> tuple[float, float]:
     return low, 1 - low
 
 
+def resamples(count: int, plan: Resampling) -> _Floats:
+    """How often each of `count` facts is in each resample of as many: shape (B, F), the same for the same plan."""
+    rng = np.random.default_rng(derive(plan.seed, "fact bootstrap"))
+    return rng.multinomial(count, np.full(count, 1 / count), size=plan.samples).astype(np.float64)
+
+
 def mean_interval(values: _Floats, plan: Resampling) -> tuple[_Floats, _Floats, _Floats, NDArray[np.int64]]:
     """Mean over facts in each column, and its fact-resampled bootstrap interval (expanded percentile).
 
@@ -205,8 +216,7 @@ def mean_interval(values: _Floats, plan: Resampling) -> tuple[_Floats, _Floats, 
     low, high = np.full(len(n), np.nan), np.full(len(n), np.nan)
     if len(values) < 2:
         return mean, low, high, n
-    rng = np.random.default_rng(derive(plan.seed, "fact bootstrap"))
-    weights = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=plan.samples).astype(np.float64)
+    weights = resamples(len(values), plan)
     drawn = weights @ present
     means = np.where(drawn > 0, weights @ filled / np.maximum(drawn, 1), np.nan)  # (B, L)
     for column in np.flatnonzero(n >= 2):

@@ -17,24 +17,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.analysis.regression import REGRESSION_COLUMNS
 from pipeline.analysis.trust import MIN_FACTS_SHOWN, shown, withheld
-from pipeline.errors import UserError
 from pipeline.report.plots import PAPER_SCORES, Plot, facts_phrase, listed, words
-from pipeline.tables import LEFT_OUT
 from pipeline.words import method_label
 
-PAPER_COLUMNS = (
-    "score",
-    "problem",
-    "method",
-    "r2_layer",
-    "r2_trace",
-    "r2_both",
-    "r2_diff",
-    "p_value",
-    "note",
-)
+SECTIONS = ("layers", "methods", "collapse")  # put together by layers.py, comparison.py and collapse.py
 
 _COMMONEST = 3  # reasons that the sentence about records left out names
 
@@ -63,45 +50,6 @@ def save(plots: Iterable[Plot | None], folder: Path, dpi: int) -> list[Picture]:
         if path not in kept:
             path.unlink()
     return pictures
-
-
-def read_paper(path: Path) -> pd.DataFrame:
-    """The published R² table, one row per score, problem and method; `p_value` and `note` as text.
-
-    Raises UserError where the file is missing or lacks a column.
-    """
-    try:
-        paper = pd.read_csv(path, dtype={"p_value": "str", "note": "str"})
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it is committed, so check it out again") from None
-    lacking = [column for column in PAPER_COLUMNS if column not in paper]
-    if lacking:
-        raise UserError(f"{path}: has no column {lacking[0]} but must have {', '.join(PAPER_COLUMNS)}")
-    return paper
-
-
-def read_regressions(path: Path) -> pd.DataFrame:
-    """reports/regressions.csv. Raises UserError where it is missing, no CSV or lacks a column."""
-    return _read_made(path, REGRESSION_COLUMNS)
-
-
-def read_left_out(path: Path) -> pd.DataFrame:
-    """data/left_out.csv, a row a record, as text. Raises UserError where it is missing, no CSV or lacks a column."""
-    return _read_made(path, LEFT_OUT, dtype=str, keep_default_na=False)
-
-
-def _read_made(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, **how)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run dvc repro, which makes it") from None
-    except (OSError, ValueError) as error:  # pandas' own errors are among these
-        told = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: is not a CSV table ({told}); delete it and run dvc repro again") from None
-    lacking = [column for column in columns if column not in table]
-    if lacking:
-        raise UserError(f"{path}: has no column {lacking[0]}; delete it and run dvc repro again")
-    return table
 
 
 def headline(regressions: pd.DataFrame) -> pd.DataFrame:
@@ -228,8 +176,7 @@ def render(
     edit_counts: pd.DataFrame,
     targets: pd.DataFrame,
     left_out: pd.DataFrame,
-    collapse: Mapping[str, Any],
-    methods: Mapping[str, Any],
+    sections: Mapping[str, Mapping[str, Any]],
     pictures: Sequence[Picture],
     run: Mapping[str, Any],
     model_name: str,
@@ -239,10 +186,10 @@ def render(
 ) -> str:
     """The whole page as text.
 
-    Parameters: regressions.csv's table, the published table (`read_paper`), facts.parquet, the counts of
-    `pipeline.analysis.scores.count_edits`, the records left out (`read_left_out`), `pipeline.report.collapse.section`,
-    `pipeline.report.comparison.section`, saved figures in their order, the manifest, the model's name and number of
-    blocks, the intervals' confidence and the number of dealings of traces.
+    Parameters: regressions.csv's table, the published table (`pipeline.report.sources`), facts.parquet, the counts of
+    `pipeline.analysis.scores.count_edits`, the records left out (`pipeline.report.sources`), what `section` of each of
+    SECTIONS' files says, saved figures in their order, the manifest, the model's name and number of blocks, the
+    intervals' confidence and the number of dealings of traces.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -258,7 +205,7 @@ def render(
     tables = r2_tables(regressions, paper)
     return environment.get_template("page.html.j2").render(
         title=title,
-        answer=answer(regressions, model_name, confidence),
+        answer=" ".join(filter(None, [sections["layers"]["first"], answer(regressions, model_name, confidence)])),
         first_table=tables[0],
         more_tables=tables[1:],
         pictures=[picture._asdict() | {"uri": _data_uri(picture)} for picture in pictures],
@@ -276,8 +223,7 @@ def render(
         edits=edit_counts.to_dict("records"),
         target_sentence=target_sentence(targets),
         left_out_sentence=left_out_sentence(left_out),
-        collapse=collapse,
-        methods=methods,
+        **{name: sections[name] for name in SECTIONS},
         run=list(_flat(run)),
     )
 
@@ -297,7 +243,7 @@ def target_sentence(targets: pd.DataFrame) -> str:
 
 
 def left_out_sentence(left_out: pd.DataFrame) -> str:
-    """How many records of the fact file were not used, and why, from `read_left_out`; "" where all were."""
+    """How many records of the fact file were not used, and why, from `pipeline.report.sources`; "" where all were."""
     if left_out.empty:
         return ""
     n, counts = len(left_out), Counter(left_out["reason"])

@@ -10,11 +10,12 @@ import pytest
 
 from pipeline.analysis.collapse import collapse_table, r2_without_collapsed, with_harm
 from pipeline.analysis.comparison import comparison_table
+from pipeline.analysis.layers import layer_table, traces
 from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.regression import Design, regression_table
 from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, score_table, trace_by_layer_table
 from pipeline.analysis.targets import function_word_targets
-from pipeline.report import collapse, comparison, figures
+from pipeline.report import collapse, comparison, figures, layers, sources
 from pipeline.report import page as report
 from pipeline.report.manifest import manifest
 from pipeline.report.plots import Plot
@@ -44,7 +45,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def paper() -> pd.DataFrame:
-    return report.read_paper(PAPER)
+    return sources.read_paper(PAPER)
 
 
 def scored(run: Run) -> pd.DataFrame:
@@ -56,6 +57,21 @@ def told(run: Run, scores: pd.DataFrame) -> dict[str, Any]:
     """The page's section on edits that disable the model."""
     r2 = r2_without_collapsed(scores, "rewrite", "fraction", keep_null_layers=False)
     return collapse.section(collapse_table(scores, run.edits), r2, 0.5)
+
+
+def where(scores: pd.DataFrame) -> pd.DataFrame:
+    """reports/layers.csv of a run."""
+    found = traces(scores, ["fraction"])
+    return layer_table(scores, ["rewrite", "overall"], found, PLAN, keep_null_layers=False)
+
+
+def sections(run: Run, scores: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """What stands in the page beside the regressions."""
+    return {
+        "layers": layers.section(where(scores), 0.95),
+        "methods": comparison.section(comparison_table(scores, PLAN)),
+        "collapse": told(run, scores),
+    }
 
 
 def draw(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame, paper: pd.DataFrame) -> list[Plot]:
@@ -85,8 +101,7 @@ def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
         edit_counts=counts,
         targets=function_word_targets(run.edits),
         left_out=LEFT_OUT,
-        collapse=told(run, scores),
-        methods=comparison.section(comparison_table(scores, PLAN)),
+        sections=sections(run, scores),
         pictures=pictures,
         run=manifest(
             {"name": "packaged:Model", "layers": 30},

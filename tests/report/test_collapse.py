@@ -8,12 +8,11 @@ import pandas as pd
 import pytest
 
 from pipeline.analysis.collapse import collapse_table
-from pipeline.analysis.comparison import comparison_table
 from pipeline.analysis.scores import rewrite_by_layer_table
-from pipeline.report import collapse, comparison, figures
+from pipeline.report import collapse, figures, sources
 from pipeline.report import page as report
 from tests.analysis.synthetic import Run, make_run
-from tests.report.made import LEFT_OUT, PLAN, Made, Page, scored, told
+from tests.report.made import LEFT_OUT, PLAN, Made, Page, scored, sections, told
 
 
 def broken() -> Run:
@@ -54,13 +53,12 @@ def test_the_section_counts_them_and_shows_r2_without_them(made: Made) -> None:
         report.render(
             title="T",
             regressions=made.regressions,
-            paper=report.read_paper(Path("data/paper/hase2023_r2.csv")),
+            paper=sources.read_paper(Path("data/paper/hase2023_r2.csv")),
             facts=run.facts,
             edit_counts=made.counts,
             targets=made.counts.assign(share=0.0, function_words=0),
             left_out=LEFT_OUT,
-            collapse=section,
-            methods=comparison.section(comparison_table(scored(run), PLAN)),
+            sections=sections(run, scored(run)),
             pictures=made.pictures,
             run={},
             model_name="M",

@@ -14,7 +14,7 @@ from pipeline.analysis.regression import REGRESSION_COLUMNS, regression_table
 from pipeline.analysis.scores import count_edits, score_table, trace_by_layer_table
 from pipeline.analysis.targets import function_word_targets
 from pipeline.errors import UserError
-from pipeline.report import figures
+from pipeline.report import figures, sources
 from pipeline.report import page as report
 from pipeline.report.manifest import read_timings
 from pipeline.tables import read_json, write_csv
@@ -206,14 +206,14 @@ def test_the_page_says_how_many_records_were_left_out_and_why(made: Made) -> Non
 def test_the_list_of_records_left_out_is_read_as_text(tmp_path: Path) -> None:
     path = tmp_path / "left_out.csv"
     write_csv(LEFT_OUT.assign(reason=["NA", "007", 'a "b", c']), path)
-    assert report.read_left_out(path).to_numpy().tolist() == [
+    assert sources.read_left_out(path).to_numpy().tolist() == [
         ["3", "facts.json", "NA"], ["5", "facts.json", "007"], ["8", "facts.json", 'a "b", c']
     ]  # fmt: skip
     write_csv(LEFT_OUT[:0], path)
-    assert report.left_out_sentence(report.read_left_out(path)) == ""
+    assert report.left_out_sentence(sources.read_left_out(path)) == ""
     path.write_text("record,reason\n")
     with pytest.raises(UserError, match=r"left_out\.csv: has no column source_file; delete it and run dvc repro"):
-        report.read_left_out(path)
+        sources.read_left_out(path)
 
 
 def test_the_manifest_is_on_the_page(made: Made) -> None:
@@ -259,10 +259,10 @@ def test_csv_has_ten_digits_and_reads_back(made: Made, tmp_path: Path) -> None:
 
 def test_inputs_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"paper\.csv: no such file"):
-        report.read_paper(tmp_path / "paper.csv")
+        sources.read_paper(tmp_path / "paper.csv")
     (tmp_path / "paper.csv").write_text("score,problem\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"has no column method but must have"):
-        report.read_paper(tmp_path / "paper.csv")
+        sources.read_paper(tmp_path / "paper.csv")
     with pytest.raises(UserError, match=r"model\.json: no such file; run dvc repro"):
         read_json(tmp_path / "model.json")
     (tmp_path / "model.json").write_text("{", encoding="utf-8")

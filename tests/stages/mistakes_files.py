@@ -179,6 +179,7 @@ for stage, name, spoil, *words in (
     ("report", "regressions empty", put("reports/regressions.csv", b""), "reports/regressions.csv: is not a CSV"),
     ("report", "regressions without a column", put("reports/regressions.csv", "method,problem\n"),
      "has no column score"),
+    ("report", "no layers", gone("reports/layers.csv"), "reports/layers.csv: no such file", "dvc repro"),
     ("report", "no list of records left out", gone("data/left_out.csv"), "data/left_out.csv: no such file",
      "dvc repro"),
     ("report", "a list of records left out of other columns", put("data/left_out.csv", "record,why\n"),

@@ -22,6 +22,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pipeline.analysis.layers import LAYER_COLUMNS
 from pipeline.analysis.regression import REGRESSION_COLUMNS
 from pipeline.compute import inputs
 from pipeline.edit.methods import SETTINGS, load
@@ -74,6 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(one_row(SCORES, fact_id=fact_id), Path("data/scores.parquet"))
         Path("reports").mkdir()
         Path("reports/regressions.csv").write_text(",".join(REGRESSION_COLUMNS) + "\n")
+        Path("reports/layers.csv").write_text(",".join(LAYER_COLUMNS) + "\n")
         shutil.copytree(ROOT / "data" / "paper", "data/paper")
     return folder
 

@@ -59,6 +59,10 @@ REGRESSIONS = [
     "cv_r2_layer", "cv_r2_both", "cv_gain", "cv_gain_low", "cv_gain_high", "rho_within_layer",
     "n_relations", "permutation_holm", "permutation_fdr", "within_holm", "within_fdr",
 ]  # fmt: skip
+LAYERS = [
+    "method", "problem", "score", "localizer", "choice", "mean", "low", "high", "regret", "regret_low", "regret_high",
+    "hit_1", "hit_2", "hit_5", "n_facts", "layer", "permutation_pvalue",
+]  # fmt: skip
 
 
 @pytest.mark.rounding
@@ -94,7 +98,9 @@ def test_tables_have_the_columns_of_the_contract(smoke: Smoke) -> None:
         schema = pq.read_schema(data / f"{name}.parquet")
         assert {field.name: str(field.type) for field in schema} == columns, name
         assert schema.names == list(columns), name
-    assert list(pd.read_csv(smoke.clone.root / "reports" / "regressions.csv")) == REGRESSIONS
+    reports = smoke.clone.root / "reports"
+    assert list(pd.read_csv(reports / "regressions.csv")) == REGRESSIONS
+    assert list(pd.read_csv(reports / "layers.csv")) == LAYERS
     assert sorted(path.name for path in data.glob("edits/*")) == sorted(f"rome-{p}.parquet" for p in PROBLEMS)
     contexts = json.loads((data / "statistics" / "contexts.json").read_text("utf-8"))
     assert contexts[0] == ""
@@ -252,6 +258,8 @@ def test_statistics_of_the_scores_and_the_look_of_the_report_run_no_model(clone:
     changed = {name for name, content in clone.results().items() if content != before[name]}
     assert changed == {
         "reports/regressions.csv",
+        "reports/layers.csv",
+        "reports/methods.csv",
         "reports/metrics.json",
         "reports/rewrite_by_layer.csv",
         "reports/trace_by_layer.csv",

@@ -1,0 +1,166 @@
+"""The report's section on where to edit: at the layer that a fact's trace names, or at one layer for all facts?"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from pipeline.analysis.layers import WITHIN
+from pipeline.analysis.trust import MIN_FACTS_OF_MEANS, MIN_FACTS_SHOWN, bands
+from pipeline.report.plots import Plot, facts_phrase, legend_below, listed, panels, style, words
+from pipeline.words import method_label
+
+_DRAWN = {
+    "traced": "layer that its trace names",
+    "fixed": "one layer, chosen on other facts",
+    "random": "random layer",
+    "dealt": "layer that others' traces name",
+    "best": "its best layer, seen afterwards",
+}
+_MARKERS = "osD^P"
+_KEYS = ["localizer", "problem", "method"]
+
+
+def section(table: pd.DataFrame, confidence: float) -> dict[str, Any]:
+    """What the page says of `pipeline.analysis.layers.layer_table`, of the rewrite score where the run has it.
+
+    `first`: the sentence on the first method and localizer, "" without one; `sentences`: those on the others; `rows`:
+    one for each method, problem and localizer; `score` in words; `intervals`: whether any are of enough facts to be
+    printed, which is `least`; `confidence` as text; `localizers`: how many; `tests`: how many p-values are in `rows`;
+    `within`: the k of hit_k.
+    """
+    rows = _rows(table)
+    count = len({row["localizer"] for row in rows})
+    by = pd.DataFrame(rows).groupby(["method", "localizer"], sort=False) if rows else []
+    sentences = [_sentence(group, confidence, named=count > 1) for _, group in by]
+    return {
+        "first": sentences[0] if sentences else "",
+        "sentences": sentences[1:],
+        "rows": rows,
+        "score": words(_score(table)),
+        "intervals": any(row["regret_low"] is not None for row in rows),
+        "least": MIN_FACTS_OF_MEANS,
+        "confidence": f"{confidence:.0%}",
+        "localizers": count,
+        "tests": sum(row["p"] is not None for row in rows),
+        "within": WITHIN,
+    }
+
+
+def _score(table: pd.DataFrame) -> str:
+    """The score that the page is about."""
+    return "rewrite" if table.empty or (table["score"] == "rewrite").any() else str(table["score"].iloc[0])
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row per localizer, problem and method: means and hits of the choices, regrets, without what is withheld."""
+    rows = []
+    of_score = table[table["score"] == _score(table)]
+    for (localizer, problem, method), group in of_score.groupby(_KEYS, sort=False):
+        at = group.set_index("choice")
+        n_facts = int(at["n_facts"].iloc[0])
+        fixed, p = at.loc["fixed"], at.loc["dealt", "permutation_pvalue"]
+        few, untested = n_facts < MIN_FACTS_OF_MEANS, n_facts < MIN_FACTS_SHOWN or pd.isna(p)
+        rows.append(
+            {
+                "localizer": localizer,
+                "problem": problem,
+                "method": method,
+                "n_facts": n_facts,
+                "mean": at["mean"].to_dict(),
+                "layer": int(fixed["layer"]),
+                "regret": fixed["regret"],
+                "regret_low": None if few else fixed["regret_low"],
+                "regret_high": None if few else fixed["regret_high"],
+                "own": round(-at.loc["dealt", "regret"], 12) + 0,  # never minus 0
+                "p": None if untested else p,
+                "hits": [(at.loc["traced", f"hit_{k}"], at.loc["random", f"hit_{k}"]) for k in WITHIN],
+                "score": _score(table),
+            }
+        )
+    return rows
+
+
+def _sentence(rows: pd.DataFrame, confidence: float, *, named: bool) -> str:
+    """What editing at the traced layer costs or brings against one fixed layer, for one method and localizer.
+
+    named: whether to say which localizer, as the run has several.
+    """
+    first = rows.iloc[0]
+    who = f"{method_label(str(first['method']))}, {first['localizer']}" if named else method_label(str(first["method"]))
+    parts, unit, level = [], f" points of {words(first['score'])} score", f"{confidence:.0%} interval "
+    for row in rows.to_dict("records"):
+        sign = 1 if row["regret"] >= 0 else -1
+        told = f"{'loses' if sign > 0 else 'gains'} {_points(sign * row['regret'])}{unit}"
+        if not pd.isna(row["regret_low"]):
+            ends = sorted((sign * row["regret_low"], sign * row["regret_high"]))
+            told += f" ({level}{_points(ends[0])} to {_points(ends[1])})"
+            level = ""
+        parts.append(f"{told} for {words(row['problem'])}")
+        unit = ""
+    few = rows["n_facts"] < MIN_FACTS_OF_MEANS
+    note = f"; below {MIN_FACTS_OF_MEANS} facts no interval is given, and it may be chance" if few.any() else ""
+    return f"Editing at the traced layer ({who}) {listed(parts)} against one fixed layer, chosen on other facts{note}."
+
+
+def _points(share: float) -> str:
+    """A share of the score in hundredths, to one decimal; never minus 0."""
+    return f"{round(share * 100, 1) + 0:.1f}"
+
+
+def layers_plot(table: pd.DataFrame, confidence: float) -> Plot | None:
+    """Mean score by problem at the layers of each choice, one panel per method; None where nothing can be chosen.
+
+    Shows the first localizer, and the score that the page is about.
+    """
+    if table.empty:
+        return None
+    rows = table[(table["score"] == _score(table)) & (table["localizer"] == table["localizer"].iloc[0])]
+    problems = list(dict.fromkeys(rows["problem"]))
+    shown = bands(rows.assign(n=rows["n_facts"]))
+    methods = list(shown.groupby("method", sort=False))
+    colors = sns.color_palette("colorblind")
+    with style():
+        figure, axes = panels(
+            len(methods), columns=2, width=7.6 if len(methods) == 1 else 5.2, height=1.2 + 0.62 * len(problems)
+        )
+        for ax, (method, group) in zip(axes, methods, strict=True):
+            for i, (choice, label) in enumerate(_DRAWN.items()):
+                at = group[group["choice"] == choice].set_index("problem").reindex(problems)
+                place = np.arange(len(problems)) + 0.14 * (i - (len(_DRAWN) - 1) / 2)
+                mean = at["mean"].to_numpy(float)
+                ends = np.abs(at[["low", "high"]].to_numpy(float).T - mean)
+                # No bars about the best: where it is near 1 they hold it in fewer runs than they say.
+                ends = np.full_like(ends, np.nan) if choice == "best" else ends
+                ax.errorbar(
+                    mean, place, xerr=ends, fmt=_MARKERS[i], ms=5, color=colors[i], ecolor=colors[i], elinewidth=1.4,
+                    label=label, zorder=3, clip_on=False,
+                )  # fmt: skip
+            ax.set(
+                xlim=(-0.03, 1.03), yticks=np.arange(len(problems)), title=method_label(str(method)),
+                xlabel=f"mean {words(_score(table))} score (0 to 1)", ylim=(len(problems) - 0.5, -0.5),
+            )  # fmt: skip
+            ax.set_yticklabels([words(str(problem)) for problem in problems])
+            ax.grid(axis="y", visible=False)
+        for ax in axes[1::2]:
+            ax.set_yticklabels([])
+        legend_below(figure, axes[0])
+    low, high = int(rows["n_facts"].min()), int(rows["n_facts"].max())
+    over = facts_phrase(high) if low == high else f"{low} to {high} facts"
+    few = (rows["n_facts"] < MIN_FACTS_OF_MEANS).to_numpy()
+    bars = f"bars {confidence:.0%} intervals from resampled facts, for the first three"
+    if few.any():
+        which = "no bars" if few.all() else f"{bars}, but none"
+        bars = f"{which} below {MIN_FACTS_OF_MEANS} facts, where they miss the mean too often"
+    return Plot(
+        name="layers",
+        title="Where to edit",
+        figure=figure,
+        caption=(
+            f"Mean {words(_score(table))} score over {over} where each is edited at the layer that its trace names "
+            f"({rows['localizer'].iloc[0]}, the largest); at the one layer with the highest mean over all other facts; "
+            "at a random layer (its mean over layers); at the layers that traces of other facts of its relation name; "
+            f"and at its own best layer, which is chosen on these scores themselves and so flattered; {bars}."
+        ),
+    )

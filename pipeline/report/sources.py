@@ -1,0 +1,78 @@
+"""The CSV files that the report is made from, read and checked: the published table, and what earlier stages wrote."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.analysis.layers import LAYER_COLUMNS
+from pipeline.analysis.regression import REGRESSION_COLUMNS
+from pipeline.errors import UserError
+from pipeline.tables import LEFT_OUT
+
+PAPER_COLUMNS = (
+    "score",
+    "problem",
+    "method",
+    "r2_layer",
+    "r2_trace",
+    "r2_both",
+    "r2_diff",
+    "p_value",
+    "note",
+)
+
+
+def read_all(reports: Path, data: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """regressions.csv and layers.csv of `reports`, and of `data` the published table and the records left out."""
+    return (
+        read_regressions(reports / "regressions.csv"),
+        read_layers(reports / "layers.csv"),
+        read_paper(data / "paper" / "hase2023_r2.csv"),
+        read_left_out(data / "left_out.csv"),
+    )
+
+
+def read_paper(path: Path) -> pd.DataFrame:
+    """The published R² table, one row per score, problem and method; `p_value` and `note` as text.
+
+    Raises UserError where the file is missing or lacks a column.
+    """
+    try:
+        paper = pd.read_csv(path, dtype={"p_value": "str", "note": "str"})
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; it is committed, so check it out again") from None
+    lacking = [column for column in PAPER_COLUMNS if column not in paper]
+    if lacking:
+        raise UserError(f"{path}: has no column {lacking[0]} but must have {', '.join(PAPER_COLUMNS)}")
+    return paper
+
+
+def read_regressions(path: Path) -> pd.DataFrame:
+    """reports/regressions.csv. Raises UserError where it is missing, no CSV or lacks a column."""
+    return _read_made(path, REGRESSION_COLUMNS)
+
+
+def read_layers(path: Path) -> pd.DataFrame:
+    """reports/layers.csv. Raises UserError where it is missing, no CSV or lacks a column."""
+    return _read_made(path, LAYER_COLUMNS)
+
+
+def read_left_out(path: Path) -> pd.DataFrame:
+    """data/left_out.csv, a row a record, as text. Raises UserError where it is missing, no CSV or lacks a column."""
+    return _read_made(path, LEFT_OUT, dtype=str, keep_default_na=False)
+
+
+def _read_made(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, **how)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run dvc repro, which makes it") from None
+    except (OSError, ValueError) as error:  # pandas' own errors are among these
+        told = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: is not a CSV table ({told}); delete it and run dvc repro again") from None
+    lacking = [column for column in columns if column not in table]
+    if lacking:
+        raise UserError(f"{path}: has no column {lacking[0]}; delete it and run dvc repro again")
+    return table
