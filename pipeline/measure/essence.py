@@ -1,11 +1,11 @@
 """Whether an edit leaves alone what a subject is: the perplexity of what the model had to say of it before the edit.
 
-Hase et al. 2023, "Does Localization Inform Editing?", appendix on metrics, and their published code: five texts that
-begin "{subject} is a" are sampled from the unedited model, 100 tokens long at most with the prompt, each token among
-the five likeliest; the perplexity is the mean of the texts' own. It is taken here over the sampled tokens given the
-prompt: the published code counts the prompt's tokens too, which no model chose, and goes on where the model would end.
-`pipeline.analysis.scores.essence` makes the score of it, 1 - clip(ppl' - ppl, 0, 5) / 5. Its unit is why the draw is
-among five tokens: texts drawn among all have perplexities several times as large, whose smallest rise passes five.
+Hase et al. 2023, "Does Localization Inform Editing?", and their published code: five texts that begin "{subject} is a"
+are sampled from the unedited model, 100 tokens long at most with the prompt, each token among the five likeliest; the
+perplexity is the mean of the texts' own. It is taken here over the sampled tokens given the prompt: the published code
+counts the prompt's tokens too, which no model chose, and goes on where the model would end. The score that
+`pipeline.analysis.scores.essence` makes of it, 1 - clip(ppl' - ppl, 0, 5) / 5, is in units of perplexity, so the draw
+matters: texts drawn among all tokens are more perplexing, and the same harm counts for more of the five.
 """
 
 from __future__ import annotations

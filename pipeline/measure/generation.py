@@ -1,7 +1,8 @@
 """What an edited model writes: whether it repeats itself (GE), and whether it is about the new object (RS).
 
 Both are Meng et al. 2022's, "Locating and Editing Factual Associations in GPT", section 3.4 and its published code, on
-texts of 100 tokens that begin with prompts about the subject.
+texts of 100 tokens that begin with prompts about the subject, the rest drawn among the five likeliest (`top_k=5` of
+pipeline.lm.generate.continuations).
 
 GE, generation entropy: for n = 2 and 3 the entropy in bits, -sum f log2 f, over the shares f of a text's n-grams of
 words, weighted by 2/3 and 4/3; the mean of the two, and over the texts. The tables of the papers print a hundred times
