@@ -196,6 +196,29 @@ def resamples(count: int, plan: Resampling) -> _Floats:
     return rng.multinomial(count, np.full(count, 1 / count), size=plan.samples).astype(np.float64)
 
 
+def resampled_means(values: _Floats, plan: Resampling) -> _Floats:
+    """Means (B, L) of the columns of `values` (F, L) over each of B samples of its facts, all columns over the same.
+
+    NaN in `values` is missing, and in the means where a sample has no fact with a value.
+    """
+    present = ~np.isnan(values)
+    weights = resamples(len(values), plan)
+    drawn = weights @ present
+    return np.where(drawn > 0, weights @ np.where(present, values, 0) / np.maximum(drawn, 1), np.nan)
+
+
+def interval(resampled: _Floats, count: int, confidence: float) -> tuple[float, float]:
+    """Expanded percentile interval of a number over `count` >= 2 facts, from its values in the samples (B,).
+
+    Samples in which it is NaN are left out; NaN where it is in all.
+    """
+    held = resampled[~np.isnan(resampled)]
+    if not len(held):
+        return float("nan"), float("nan")
+    low, high = np.quantile(held, expanded_levels(count, confidence))
+    return float(low), float(high)
+
+
 def mean_interval(values: _Floats, plan: Resampling) -> tuple[_Floats, _Floats, _Floats, NDArray[np.int64]]:
     """Mean over facts in each column, and its fact-resampled bootstrap interval (expanded percentile).
 
@@ -216,11 +239,7 @@ def mean_interval(values: _Floats, plan: Resampling) -> tuple[_Floats, _Floats, 
     low, high = np.full(len(n), np.nan), np.full(len(n), np.nan)
     if len(values) < 2:
         return mean, low, high, n
-    weights = resamples(len(values), plan)
-    drawn = weights @ present
-    means = np.where(drawn > 0, weights @ filled / np.maximum(drawn, 1), np.nan)  # (B, L)
+    means = resampled_means(values, plan)
     for column in np.flatnonzero(n >= 2):
-        held = means[~np.isnan(means[:, column]), column]
-        if len(held):
-            low[column], high[column] = np.quantile(held, expanded_levels(int(n[column]), plan.confidence))
+        low[column], high[column] = interval(means[:, column], int(n[column]), plan.confidence)
     return mean, low, high, n

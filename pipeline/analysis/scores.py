@@ -69,6 +69,21 @@ def neighborhood(p: ArrayLike, p_new: ArrayLike) -> NDArray[np.float64]:
     return np.clip(1 - np.abs(p_new - p) / (0.5 + np.abs(p - 0.5)), 0, 1)
 
 
+ESSENCE_RISE = 5.0  # the rise of the perplexity at which nothing is left of a subject's essence
+
+
+def essence(ppl: ArrayLike, ppl_new: ArrayLike) -> NDArray[np.float64]:
+    """How well what the model had to say of the subject is kept: 1 - clip(ppl' - ppl, 0, 5) / 5, 1 where it is as
+    likely as before, or more.
+
+    Parameters: perplexities before and after (`pipeline.measure.essence`), of any shapes that broadcast. NaN where
+    either is NaN, or both are infinite.
+    """
+    ppl, ppl_new = np.asarray(ppl, dtype=np.float64), np.asarray(ppl_new, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return 1 - np.clip(ppl_new - ppl, 0, ESSENCE_RISE) / ESSENCE_RISE
+
+
 def _share(moved: NDArray[np.float64], possible: NDArray[np.float64]) -> NDArray[np.float64]:
     moved, possible = np.broadcast_arrays(moved, possible)
     share = np.full(moved.shape, np.nan)

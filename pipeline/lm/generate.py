@@ -40,10 +40,12 @@ def continuations(
     *,
     temperature: float = 0.0,
     seeds: Sequence[int] = (),
+    top_k: int = 0,
 ) -> list[list[int]]:
     """The next token ids of each prompt, at most `tokens` of them; a token that ends the text is the last one.
 
     temperature: 0 takes the likeliest token each time, else each text is drawn with its own of `seeds`, one a prompt.
+    top_k: draw among so many of the likeliest tokens, 0 for all.
     A text depends on what else is in the batch through the rounding of its logits alone.
     """
     texts: list[list[int]] = [[] for _ in prompts]
@@ -55,7 +57,7 @@ def continuations(
         for left in range(tokens, 0, -1):
             out = lm.model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1, **more)
             logits, cache = out.logits[:, -1].float().cpu(), out.past_key_values
-            following = _drawn(logits / temperature, generators) if temperature else logits.argmax(-1)
+            following = _drawn(logits / temperature, generators, top_k) if temperature else logits.argmax(-1)
             for i, token in zip(group, following.tolist(), strict=True):
                 if not texts[i] or texts[i][-1] not in ends:
                     texts[i].append(token)
@@ -101,8 +103,11 @@ def _padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Ten
     return ids.to(device), {"attention_mask": mask.to(device), "position_ids": positions.to(device)}
 
 
-def _drawn(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+def _drawn(logits: Tensor, generators: Sequence[torch.Generator], top_k: int = 0) -> Tensor:
     """One token (B,) of each row of logits (B, V), by where a uniform number of its own generator falls."""
+    if 0 < top_k < logits.shape[-1]:
+        chosen, tokens = logits.topk(top_k)
+        return tokens.gather(1, _drawn(chosen, generators)[:, None])[:, 0]
     sums = logits.double().softmax(-1).cumsum(-1)
     uniform = torch.stack([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
     return torch.searchsorted(sums, uniform * sums[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

@@ -8,19 +8,16 @@ log-likelihood in nats a token, over every token of each sequence but its first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.edit.protocol import Dense, Edit, LowRank
-from pipeline.lm.forward import Recording, Suffix, log_probabilities, record
 from pipeline.lm.model import LanguageModel
-from pipeline.lm.prompts import pack
-from pipeline.measure.edited import applied, outputs
+from pipeline.measure.likelihood import Likelihood
 
 
 @dataclass(frozen=True)
@@ -39,69 +36,15 @@ class Harm:
         return cls(np.full(edits, np.nan), float("nan"), np.full(edits, np.nan))
 
 
-class ProbeText:
+class ProbeText(Likelihood):
     """A fixed text, and what edits make of its loss. sequences: token ids of its pieces; at least one has two."""
 
     def __init__(self, lm: LanguageModel, sequences: Sequence[Sequence[int]]):
-        self.lm = lm
-        self.sequences = [list(ids) for ids in sequences if len(ids) > 1]
-        self.packed = pack([ids[:-1] for ids in self.sequences])
-        self.reads = torch.tensor([node for path in self.packed.where for node in path], device=lm.device)
-        self.targets = torch.tensor([token for ids in self.sequences for token in ids[1:]], device=lm.device)
+        super().__init__(lm, [ids for ids in sequences if len(ids) > 1])
 
-    @cached_property
-    def recording(self) -> Recording:
-        """The unedited run of the whole text, which all edits of all facts go on from."""
-        return record(self.lm, self.packed)
-
-    @torch.no_grad()
-    def _losses(self, hidden: Tensor, head_rows: int | None) -> np.ndarray:
-        """Loss (R,) of last-block outputs (R, N, d); the head is run on `head_rows` tokens at a time, None for all."""
-        read = hidden[:, self.reads].flatten(0, 1)
-        targets = self.targets.repeat(len(hidden))
-        size = head_rows or len(read)
-        logs = [
-            log_probabilities(self.lm, rows, tokens)
-            for rows, tokens in zip(read.split(size), targets.split(size), strict=True)
-        ]
-        return -torch.cat(logs).double().reshape(len(hidden), -1).mean(1).cpu().numpy()
-
-    def before(self, head_rows: int | None = None) -> float:
-        """The loss without an edit."""
-        return float(self._losses(self.recording.h[-1], head_rows)[0]) if self.lm.fast else self.plain(None)
-
-    def after(
-        self,
-        edits: Sequence[Edit],
-        before: float,
-        rows: Callable[[Suffix], int] | None = None,
-        head_rows: int | None = None,
-    ) -> np.ndarray:
-        """The loss after each edit: (E,), NaN for one that failed; no weight is touched.
-
-        before: the loss of an edit that changes nothing. rows: edits of a batch, head_rows: tokens of a batch of the
-        head; None for all at once. A loss that is no number is infinite.
-        """
-        result = np.array([before if edit.status == "ok" else np.nan for edit in edits])
-        for chosen, hidden in outputs(self.lm, self.recording, edits, rows):
-            result[chosen] = np.nan_to_num(self._losses(hidden, head_rows), nan=np.inf, posinf=np.inf)
-        return result
-
-    @torch.no_grad()
-    def plain(self, edit: Edit | None) -> float:
-        """The reference: the edit in the weights (None for no edit), and the model's own forward, a piece at a time."""
-        if edit is not None and edit.status != "ok":
-            return float("nan")
-        total, count = 0.0, 0
-        with applied(self.lm, edit):
-            for ids in self.sequences:
-                tokens = torch.tensor([ids], device=self.lm.device)
-                logits = self.lm.model(input_ids=tokens[:, :-1], use_cache=False).logits[0]
-                logits = logits if logits.dtype == torch.float64 else logits.float()
-                logs = logits.log_softmax(-1).gather(-1, tokens[0, 1:, None])
-                total, count = total - float(logs.double().sum()), count + len(logs)
-        loss = total / count
-        return float("inf") if loss != loss else loss
+    def reduce(self, losses: Tensor) -> Tensor:
+        """The loss (R,): the mean of the tokens' losses (R, n)."""
+        return losses.mean(1)
 
 
 class Weights:

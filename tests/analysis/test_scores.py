@@ -10,6 +10,7 @@ from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.scores import (
     SCORE_COLUMNS,
     count_edits,
+    essence,
     fall,
     neighborhood,
     rewrite_by_layer_table,
@@ -78,6 +79,24 @@ def test_fall(p: float, p_new: float, score: float) -> None:
 )
 def test_neighborhood(p: float, p_new: float, score: float) -> None:
     assert neighborhood(p, p_new) == pytest.approx(score, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("ppl", "ppl_new", "score"),
+    [
+        (4.0, 4.0, 1.0),
+        (4.0, 5.0, 0.8),
+        (4.0, 6.5, 0.5),
+        (4.0, 3.0, 1.0),  # likelier than before
+        (4.0, 9.0, 0.0),
+        (4.0, float("inf"), 0.0),
+        (float("inf"), float("inf"), NAN),
+        (4.0, NAN, NAN),
+        (NAN, 4.0, NAN),
+    ],
+)
+def test_essence(ppl: float, ppl_new: float, score: float) -> None:
+    assert essence(ppl, ppl_new) == pytest.approx(score, nan_ok=True)
 
 
 probabilities = st.floats(0, 1)

@@ -85,6 +85,23 @@ def test_draws_follow_the_models_probabilities() -> None:
     assert float((shares * wanted.log()).sum()) == pytest.approx(float((wanted * wanted.log()).sum()), abs=0.1)
 
 
+def test_draws_among_the_likeliest_alone() -> None:
+    lm = random_model("gpt2", torch.float32)
+    lm.model.generation_config.eos_token_id = None
+    seeds = list(range(len(PROMPTS)))
+    alone = continuations(lm, PROMPTS, TOKENS, temperature=1.0, seeds=seeds, top_k=1)
+    assert alone == continuations(lm, PROMPTS, TOKENS)
+    all_tokens = [continuations(lm, PROMPTS, 4, temperature=1.0, seeds=seeds, top_k=k) for k in (0, 300, 400)]
+    assert all_tokens[0] == all_tokens[1] == all_tokens[2]
+    n = 2000
+    found = torch.tensor(continuations(lm, [[40, 41]] * n, 1, temperature=0.7, seeds=range(n), top_k=3))[:, 0]
+    logits, tokens = lm.model(torch.tensor([[40, 41]])).logits[0, -1].topk(3)
+    wanted = (logits / 0.7).softmax(-1)
+    shares = torch.bincount(found, minlength=300)[tokens] / n
+    assert float(shares.sum()) == pytest.approx(1, abs=1e-6)
+    assert (shares - wanted).abs().max() < 5 * 0.5 / n**0.5
+
+
 @pytest.mark.parametrize(("named", "ends"), [(None, []), (7, [7]), ([7, 9], [7, 9])])
 def test_the_tokens_that_end_a_text(named: int | list[int] | None, ends: list[int]) -> None:
     lm = random_model("gpt2")
