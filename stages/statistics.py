@@ -19,6 +19,7 @@ def main(params: Params) -> None:
     window = inputs.window()
     moments = statistics.present(inputs.STATISTICS, statistics.key_of(params, model, window))
     if moments and probe.present(params, model, inputs.STATISTICS):
+        shutil.rmtree(TEXT, ignore_errors=True)  # of a run that was stopped just before it did so
         return
     batches = None
     if not moments and params.statistics.text == "model":
