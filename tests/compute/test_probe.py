@@ -21,7 +21,7 @@ from pipeline.facts.readers import read_facts
 from pipeline.lm.forward import Recording, proven, record
 from pipeline.lm.load import load
 from pipeline.lm.model import LanguageModel
-from pipeline.measure import collapse
+from pipeline.measure import likelihood
 from pipeline.settings.params import Params
 from pipeline.tables import EDITS, read_json, write_json
 from tests.conftest import ROOT, TINY_FACTS, TINY_MODEL
@@ -109,7 +109,7 @@ def test_the_edit_job_measures_each_edit_and_runs_the_text_once(
         return record(*of)
 
     monkeypatch.setattr(edit_job, "set_up", lambda params, source, fast: replace(lm, fast=fast))
-    monkeypatch.setattr(collapse, "record", counted)
+    monkeypatch.setattr(likelihood, "record", counted)
     params = with_(params, layers=(0, 2, 5))
     tables = {}
     for name, of, text in (
