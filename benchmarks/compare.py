@@ -195,7 +195,7 @@ def editor(params: Params, problem: str, resources: Resources, layers: Sequence[
     """ROME with its second moments factored, so that no time is taken for that later."""
     rome = Rome(RomeSettings(**params.for_problem("rome", problem)), resources)
     for layer in layers:
-        rome.whitener(layer)
+        rome.whiteners.of(layer)
     return rome
 
 

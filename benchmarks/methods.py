@@ -89,7 +89,7 @@ def compare_method(
         settings = methods.SETTINGS[method](**params.for_problem(method, problem))
         made: Any = methods.METHODS[method].editor(settings, Resources(resources.moment, resources.ridge, path))
         for layer in layers if methods.METHODS[method].moments else ():
-            made.whitener(layer)  # so that no time is taken for that later
+            made.whiteners.of(layer)  # so that no time is taken for that later
         return made
 
     for case in work:

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.analysis.collapse import once
-from pipeline.analysis.profiles import Resampling, expanded_levels, resamples
+from pipeline.analysis.profiles import Resampling, interval, resamples, with_ends
 
 COMPARED = ("rewrite", "paraphrase", "neighborhood", "overall")
 COMPARISON_COLUMNS = (
@@ -41,12 +41,9 @@ def comparison_table(scores: pd.DataFrame, plan: Resampling) -> pd.DataFrame:
         cells = [group.pivot(index="fact_id", columns="layer", values=score).loc[wide.index] for score in COMPARED]
         stacked = np.stack([cell.to_numpy(dtype=np.float64) for cell in cells])
         mean, low, high = interval_at_chosen(wide.to_numpy(dtype=np.float64), stacked, plan)
-        means = zip(COMPARED, mean, np.clip(low, 0, 1), np.clip(high, 0, 1), strict=True)
-        values = {
-            name: float(value)
-            for score, *three in means
-            for name, value in zip((score, f"{score}_low", f"{score}_high"), three, strict=True)
-        }
+        values: dict[str, float] = {}
+        for named in zip(COMPARED, mean, np.clip(low, 0, 1), np.clip(high, 0, 1), strict=True):
+            values |= with_ends(*named)
         most = int(pd.Series(layers).mode().iloc[0])
         fixed = (method, problem, len(wide), most, len(set(layers)))
         collapsed = {"collapsed": float(taken["collapsed"].mean())}
@@ -97,8 +94,7 @@ def interval_at_chosen(chosen_by: _Floats, values: _Floats, plan: Resampling) ->
     for kind in np.flatnonzero(n >= 2):
         held = again[~np.isnan(again[:, kind]), kind]
         if len(held):
-            levels = expanded_levels(int(n[kind]), plan.confidence)
-            low[kind], high[kind] = mean[kind] + np.quantile(held - held.mean(), levels)
+            low[kind], high[kind] = mean[kind] + np.array(interval(held - held.mean(), int(n[kind]), plan.confidence))
     return mean, low, high
 
 

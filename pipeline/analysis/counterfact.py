@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.analysis.profiles import Resampling, interval, mean_interval, resampled_means
-from pipeline.errors import UserError
+from pipeline.analysis.profiles import Resampling, interval, mean_interval, resampled_means, with_ends
+from pipeline.analysis.scores import one_row_a_prompt
 
 PROBLEM = "error_injection"
 KINDS = {"rewrite": ("ES", "EM"), "paraphrase": ("PS", "PM"), "neighborhood": ("NS", "NM")}
@@ -38,13 +38,7 @@ def fact_measures(edits: pd.DataFrame) -> pd.DataFrame:
     an edit has two rows for one prompt.
     """
     rows = edits[(edits["problem"] == PROBLEM) & (edits["status"] == "ok")]
-    twice = rows.duplicated([*_EDIT, "prompt_kind", "prompt_index"])
-    if twice.any():
-        row = rows[twice].iloc[0]
-        raise UserError(
-            f"data/edits: fact {row['fact_id']} ({row['method']}, {PROBLEM}) has two rows for layer {row['layer']}, "
-            f"{row['prompt_kind']} prompt {row['prompt_index']}; there must be one, so edit with one window at a time"
-        )
+    one_row_a_prompt(rows, _EDIT, ", so edit with one window at a time")
     margin = (rows["p_post"] - rows["p_baseline_post"]) * np.where(rows["prompt_kind"] == "neighborhood", -1, 1)
     prompts = rows[[*_EDIT, "prompt_kind"]].assign(
         share=(margin > 0).where(margin.notna()).astype(float), margin=margin
@@ -73,13 +67,13 @@ def counterfact_table(edits: pd.DataFrame, plan: Resampling) -> pd.DataFrame:
         mean, low, high, n = mean_interval(values, plan)
         row: dict[str, object] = {"method": method, "layer": layer, "n_facts": len(group)}
         for name, *three in zip(MEASURES, mean, low, high, strict=True):
-            row |= _named(name, *three)
+            row |= with_ends(name, *three)
         parts = [MEASURES.index(name) for name in IN_S]
         count = int(n[parts].min())
         of_s = (np.nan, np.nan)
         if count >= 2:
             of_s = interval(harmonic_mean(resampled_means(values, plan)[:, parts]), count, plan.confidence)
-        row |= _named("S", float(harmonic_mean(mean[parts])), *of_s)
+        row |= with_ends("S", float(harmonic_mean(mean[parts])), *of_s)
         rows.append(row)
     return pd.DataFrame(rows, columns=list(COUNTERFACT_COLUMNS)).astype(dict.fromkeys(COUNTERFACT_COLUMNS[3:], float))
 
@@ -88,7 +82,3 @@ def harmonic_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Harmonic mean of non-negative values over the last axis; 0 where one is 0, NaN where one is NaN."""
     with np.errstate(divide="ignore"):
         return np.asarray(values.shape[-1] / (1 / values).sum(-1))
-
-
-def _named(name: str, mean: float, low: float, high: float) -> dict[str, object]:
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}

@@ -219,6 +219,11 @@ def interval(resampled: _Floats, count: int, confidence: float) -> tuple[float, 
     return float(low), float(high)
 
 
+def with_ends(name: str, mean: float, low: float, high: float) -> dict[str, float]:
+    """A mean and its interval under the names of their columns: `name`, `name`_low and `name`_high."""
+    return {name: float(mean), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
 def mean_interval(values: _Floats, plan: Resampling) -> tuple[_Floats, _Floats, _Floats, NDArray[np.int64]]:
     """Mean over facts in each column, and its fact-resampled bootstrap interval (expanded percentile).
 

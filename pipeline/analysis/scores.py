@@ -9,6 +9,8 @@ for a rise, p = 0 for a fall) there is nothing to score, and the score is NaN ra
 as a failed edit.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
@@ -215,14 +217,19 @@ def _means_by(profile: pd.DataFrame, plan: Resampling, name: str) -> pd.DataFram
     return pd.DataFrame({"layer": layers, name: mean, "low": low, "high": high, "n": n})
 
 
-def _edit_scores(edits: pd.DataFrame, erasure_min_p: float) -> pd.DataFrame:
-    twice = edits.duplicated([*_EDIT, "prompt_kind", "prompt_index"])
+def one_row_a_prompt(edits: pd.DataFrame, edit: Sequence[str], why: str = "") -> None:
+    """Raise UserError where an edit (its columns: `edit`) has two rows for a prompt; `why` ends the sentence."""
+    twice = edits.duplicated([*edit, "prompt_kind", "prompt_index"])
     if twice.any():
         row = edits[twice].iloc[0]
         raise UserError(
             f"data/edits: fact {row['fact_id']} ({row['method']}, {row['problem']}) has two rows for layer "
-            f"{row['layer']}, {row['prompt_kind']} prompt {row['prompt_index']}; there must be one"
+            f"{row['layer']}, {row['prompt_kind']} prompt {row['prompt_index']}; there must be one{why}"
         )
+
+
+def _edit_scores(edits: pd.DataFrame, erasure_min_p: float) -> pd.DataFrame:
+    one_row_a_prompt(edits, _EDIT)
     falling = edits["problem"].isin(FALLING_PROBLEMS)
     moved = np.where(falling, fall(edits["p_pre"], edits["p_post"]), rise(edits["p_pre"], edits["p_post"]))
     still = neighborhood(edits["p_pre"], edits["p_post"])

@@ -18,10 +18,9 @@ from pipeline.compute.keys import common, key
 from pipeline.disk import digest
 from pipeline.edit import contexts, text
 from pipeline.edit.moments import condition_number, second_moments
-from pipeline.edit.protocol import window_blocks
 from pipeline.errors import UserError
 from pipeline.lm.folders import check_safetensors
-from pipeline.lm.model import LanguageModel
+from pipeline.lm.model import LanguageModel, window_range
 from pipeline.progress import say, track
 from pipeline.tables import write_json
 
@@ -46,7 +45,7 @@ def source_key(params: Params, model: dict[str, Any]) -> str:
 def blocks(params: Params, n_layers: int, window: int) -> list[int]:
     """The blocks that edits of `window` blocks change, at every layer that is edited."""
     layers = params.edit.layer_list(n_layers)
-    return sorted({block for layer in layers for block in window_blocks(layer, window, n_layers)})
+    return sorted({block for layer in layers for block in window_range(layer, window, n_layers)})
 
 
 def key_of(params: Params, model: dict[str, Any], window: int) -> str:

@@ -1,21 +1,18 @@
 """The resumed forward of one prompt through dense changes of down-projections: the edits of all layers in one batch.
 
-A changed matrix W + D changes every token, so all tokens of the prompt are live; still, nothing below an edit's lowest
-block changes. At that block the keys are those of the recording, and the edit joins the climb with D k added to the
-MLP's output; where the climb reaches another of its blocks, D k is added there. W itself is never touched, and
-gradients are taken for the changes alone.
+W itself is never touched (pipeline.edit.climbing), and gradients are taken for the changes alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from pipeline.edit.protocol import EditRequest
-from pipeline.lm.forward import Recording, Suffix, climb, log_probabilities, record
+from pipeline.edit.climbing import climbed
+from pipeline.edit.protocol import Dense, EditRequest
+from pipeline.lm.forward import Recording, Suffix, log_probabilities, record
 from pipeline.lm.memory import row_bytes
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import no_noise
@@ -77,38 +74,7 @@ class DenseClimb:
 
         edits: each changes at least one block; in ascending order of the lowest.
         """
-        lm, suffix, recording = self.lm, self.suffix, self.recording
-        lowest = [min(changes) for changes in edits]
-
-        def joined(changes: Changes, layer: int) -> Tensor:
-            keys, output = recording.mlp_in[layer][0], recording.mlp_out[layer][0]
-            return recording.h[layer + 1] + lm.arch.mlp_change(layer, output, _output(changes[layer], keys))
-
-        def join(at: int) -> tuple[Tensor, None] | None:
-            new = [joined(changes, at - 1) for low, changes in zip(lowest, edits, strict=True) if low == at - 1]
-            return (torch.cat(new), None) if new else None
-
-        def further(layer: int) -> Callable[..., Tensor]:
-            """A hook on a down-projection; rows of the climb are the edits that have joined, in their order."""
-            rows = [e for e, changes in enumerate(edits) if lowest[e] < layer and layer in changes]
-
-            def hook(_module: torch.nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-                keys = args[0].reshape(-1, len(suffix.origin), args[0].shape[-1])
-                added = torch.stack([_output(edits[e][layer], keys[e]) for e in rows]).to(output)
-                shaped = output.reshape(len(keys), len(suffix.origin), -1)
-                return shaped.index_add(0, torch.tensor(rows, device=output.device), added).reshape(output.shape)
-
-            return hook
-
-        later = {layer for low, changes in zip(lowest, edits, strict=True) for layer in changes if layer > low}
-        with ExitStack() as stack:
-            for layer in later:
-                stack.callback(lm.arch.down_projs[layer].register_forward_hook(further(layer)).remove)
-            hidden = climb(lm, suffix, lowest[0] + 1, join)
-        logs = log_probabilities(lm, hidden[:, self.reads], self.targets.expand(len(edits), -1))
+        updates = [[Dense(layer, change) for layer, change in changes.items()] for changes in edits]
+        hidden = climbed(self.lm, self.suffix, updates)
+        logs = log_probabilities(self.lm, hidden[:, self.reads], self.targets.expand(len(edits), -1))
         return logs.reshape(len(edits), len(self.prompts), -1)
-
-
-def _output(change: Tensor, keys: Tensor) -> Tensor:
-    """What the change adds to the MLP's output for `keys` (S, d_ff): (S, d), in the keys' number format."""
-    return keys @ change.to(keys).T

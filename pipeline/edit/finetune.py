@@ -23,8 +23,8 @@ from torch import Tensor
 
 from pipeline.edit.dense import DenseClimb, copies
 from pipeline.edit.objective import stops
-from pipeline.edit.protocol import Dense, Edit, EditRequest, Method, Resources, failed, usable, window_blocks
-from pipeline.lm.model import LanguageModel
+from pipeline.edit.protocol import Dense, Edit, EditRequest, Method, Resources, failed, usable
+from pipeline.lm.model import LanguageModel, window_range
 from pipeline.lm.plain import Batch, full_logits
 from pipeline.settings.fields import Copies, LearningRate, MaxChange, Steps, StopLoss, Window
 
@@ -68,7 +68,7 @@ class FineTune:
     def _batch(self, climb: DenseClimb, layers: Sequence[int]) -> list[Edit]:
         """The edits at `layers` (ascending), all in one climb a step; an edit that stops leaves the batch."""
         lm, request, settings = climb.lm, climb.request, self.settings
-        changes = [_zeros(lm, window_blocks(layer, self.window, lm.n_layers)) for layer in layers]
+        changes = [_zeros(lm, window_range(layer, self.window, lm.n_layers)) for layer in layers]
         # One pass over each change; on the plain path the same formula is many.
         optimiser = torch.optim.Adam([d for each in changes for d in each.values()], settings.learning_rate, fused=True)
         losses, steps = [float("nan")] * len(layers), [0] * len(layers)
@@ -97,7 +97,7 @@ class FineTune:
         settings, arch = self.settings, lm.arch
         prompts, rows = copies(request, settings.noise_copies)
         batch = Batch.of(prompts, lm.device)
-        changes = _zeros(lm, window_blocks(layer, self.window, lm.n_layers))
+        changes = _zeros(lm, window_range(layer, self.window, lm.n_layers))
         optimiser = torch.optim.Adam(changes.values(), settings.learning_rate)
         weights = {block: arch.down_projs[block].weight for block in changes}
         before = {block: weight.detach().clone() for block, weight in weights.items()}

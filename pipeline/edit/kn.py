@@ -34,11 +34,10 @@ from pipeline.edit.protocol import (
     Resources,
     failed,
     usable,
-    window_blocks,
 )  # fmt: skip
 from pipeline.errors import UserError
 from pipeline.lm.attribution import attributions, plain_attributions
-from pipeline.lm.model import LanguageModel
+from pipeline.lm.model import LanguageModel, window_range
 from pipeline.lm.prompts import Prompt
 from pipeline.settings.fields import (
     EmbeddingFactor,
@@ -118,7 +117,7 @@ class Kn:
 
     def _blocks(self, lm: LanguageModel, layer: int) -> range:
         width = self.settings.window
-        return range(lm.n_layers) if width == "all" else window_blocks(layer, width, lm.n_layers)
+        return range(lm.n_layers) if width == "all" else window_range(layer, width, lm.n_layers)
 
     def _attributions(
         self, lm: LanguageModel, prompt: Prompt, blocks: Sequence[int], memory: int | None

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pipeline.edit.objective import Objective, clamp_, reaches, stops
+from pipeline.edit.objective import Objective, clamp_, log_distribution, reaches, stops
 from pipeline.edit.protocol import EditRequest
-from pipeline.edit.value import TOKENS_AT_ONCE, Descent, noise_rows
+from pipeline.edit.value import TOKENS_AT_ONCE, Descent, packed_request
 from pipeline.lm.forward import Recording, Suffix, climb, record
 from pipeline.lm.memory import row_bytes
 from pipeline.lm.model import LanguageModel
-from pipeline.lm.prompts import Packed, beside, pack
+from pipeline.lm.prompts import beside
 
 
 def packs(
@@ -45,15 +45,6 @@ def _tokens(request: EditRequest) -> int:
     return sum(len(prompt.ids) for prompt in request.prompts)
 
 
-def _packed(request: EditRequest) -> Packed:
-    ends = [*(len(prompt.ids) - 1 for prompt in request.prompts), request.essence.last_subject + 1]
-    prompts = [*request.prompts, request.essence]
-    return pack(
-        [prompt.ids[:end] for prompt, end in zip(prompts, ends, strict=True)],
-        [row[:end] for row, end in zip(noise_rows(request), ends, strict=True)],
-    )
-
-
 class _Values:
     """One recording of some requests' prompts."""
 
@@ -61,7 +52,7 @@ class _Values:
         self.lm, self.requests = lm, requests
         prompts = [p for request in requests for p in (*request.prompts, request.essence)]
         # Each request for itself: two of one subject must not share the token that their deltas are added to.
-        self.packed = beside([_packed(request) for request in requests])
+        self.packed = beside([packed_request(request) for request in requests])
         where = self.packed.where
         self.live = sorted({i for p, path in zip(prompts, where, strict=True) for i in path[p.last_subject :]})
         place = {index: s for s, index in enumerate(self.live)}
@@ -127,8 +118,7 @@ def new_values(
         values.draw(0)
     with torch.no_grad():
         ends = values.reads[torch.tensor([end - 1 for _, end in values.spans], device=lm.device)]
-        base = lm.arch.logits(values.suffix.live(values.recording.h[-1])[0, ends])
-        base = (base if base.dtype == torch.float64 else base.float()).log_softmax(-1)
+        base = log_distribution(lm.arch.logits(values.suffix.live(values.recording.h[-1])[0, ends]))
     objectives = [Objective(request, settings, base[r]) for r, request in enumerate(requests)]
     delta = torch.zeros_like(h, requires_grad=True)
     norms = h.norm(dim=-1)

@@ -18,13 +18,12 @@ from torch import Tensor
 
 from pipeline.edit import spread
 from pipeline.edit.many import new_values, packs
-from pipeline.edit.moments import Whitener
+from pipeline.edit.moments import Whiteners
 from pipeline.edit.objective import reaches
-from pipeline.edit.protocol import Edit, EditRequest, LowRank, Method, Resources, failed, usable, window_blocks
+from pipeline.edit.protocol import Edit, EditRequest, LowRank, Method, Resources, failed, usable
 from pipeline.edit.value import Prepared, plain_delta
 from pipeline.errors import UserError
-from pipeline.lm.memory import rows_within
-from pipeline.lm.model import LanguageModel
+from pipeline.lm.model import LanguageModel, window_range
 from pipeline.settings.fields import (
     ErasureLoss,
     LearningRate,
@@ -58,7 +57,7 @@ class Memit:
 
     def __init__(self, settings: MemitSettings, resources: Resources):
         self.settings, self.resources = settings, resources
-        self._whiteners: dict[int, Whitener] = {}
+        self.whiteners = Whiteners(resources.moment, resources.ridge)
 
     @property
     def window(self) -> int:
@@ -68,7 +67,7 @@ class Memit:
         self, lm: LanguageModel, request: EditRequest, layers: Sequence[int], memory: int | None = None
     ) -> list[Edit]:
         """One edit for each of `layers`, in their order. memory: bytes that a batch may take, None for all at once."""
-        windows = {layer: window_blocks(layer, self.window, lm.n_layers) for layer in layers}
+        windows = {layer: window_range(layer, self.window, lm.n_layers) for layer in layers}
         tops = sorted({blocks[-1] for blocks in windows.values()})
         draws = self.settings.steps if request.noise else 1
         found: dict[int, tuple[Tensor, Tensor, float, int]] = {}  # top: h, delta, last loss, steps
@@ -78,14 +77,8 @@ class Memit:
                 found[top] = site.v0, delta, loss, steps
         else:
             prepared = Prepared(lm, request, draws, "hidden")
-            size = len(tops)
-            if memory is not None:
-                reads = sum(len(prompt.reads) for prompt in request.prompts) + 1
-                size = rows_within(lm, memory, reads, gradient=True)(prepared.suffix)
-            for start in range(0, len(tops), size):
-                chosen = tops[start : start + size]
-                for top, delta, loss, steps in zip(chosen, *prepared.optimise(self.settings, chosen), strict=True):
-                    found[top] = prepared.site(top).v0, delta, loss, steps
+            for top, delta, loss, steps in prepared.optimise_within(self.settings, tops, memory):
+                found[top] = prepared.site(top).v0, delta, loss, steps
         carried = [] if self.resources.path == "plain" else spread.carried_of(lm, request, draws)
         edits = []
         for layer in layers:
@@ -135,14 +128,7 @@ class Memit:
         return tuple(spread.fast(lm, carried, blocks, torch.cat(z), self._shares, same=False))
 
     def _shares(self, block: int, keys: Tensor) -> Tensor:
-        return spread.shares(self.whitener(block), self.settings.covariance_weight, keys)
-
-    def whitener(self, block: int) -> Whitener:
-        """The solver of the block's second moment; UserError where there is none."""
-        if block not in self._whiteners:
-            moment, name = self.resources.moment(block), f"the second moment of block {block}"
-            self._whiteners[block] = Whitener(moment, self.resources.ridge, name)
-        return self._whiteners[block]
+        return spread.shares(self.whiteners.of(block), self.settings.covariance_weight, keys)
 
 
 def _made(

@@ -87,6 +87,29 @@ class Whitener:
         return torch.cholesky_solve(flat.T, self.factor).T.reshape(keys.shape)
 
 
+class Whiteners:
+    """The whitener of each block, made when it is first asked for.
+
+    moment: gives a block's second moment, as `Resources` has it. ridge: as for `Whitener`.
+    """
+
+    def __init__(self, moment: Callable[[int], Tensor], ridge: float):
+        self._moment, self._ridge = moment, ridge
+        self._made: dict[int, Whitener | UserError] = {}
+
+    def of(self, block: int) -> Whitener:
+        """Raises UserError, each time, where the block has no second moment or a singular one."""
+        if block not in self._made:
+            try:
+                self._made[block] = Whitener(self._moment(block), self._ridge, f"the second moment of block {block}")
+            except UserError as error:
+                self._made[block] = error
+        made = self._made[block]
+        if isinstance(made, UserError):
+            raise made
+        return made
+
+
 def condition_number(moment: Tensor) -> float:
     """Largest over smallest eigenvalue of a symmetric matrix; infinite where the smallest is not above 0."""
     values = torch.linalg.eigvalsh(moment.double())

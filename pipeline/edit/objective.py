@@ -59,6 +59,11 @@ def target_logs_and_kl(logits: Tensor, targets: Tensor, base: Tensor) -> tuple[T
     return reads, kl
 
 
+def log_distribution(logits: Tensor) -> Tensor:
+    """Log-probabilities (..., V) of logits, in float32 or better."""
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
 class Objective:
     """Equation 4 for one request, whichever path computed the log-probabilities.
 

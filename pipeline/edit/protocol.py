@@ -122,7 +122,7 @@ class Resources:
 class Editor(Protocol):
     """A method with its settings and resources; its edits of several layers do not depend on each other.
 
-    window: how many blocks one edit changes, as `window_blocks` has them.
+    window: how many blocks one edit changes, as `lm.model.window_range` has them.
     """
 
     @property
@@ -153,11 +153,6 @@ class Method:
     def module(self) -> str:
         """The module that holds the method; with what it imports, it decides the method's results."""
         return self.editor.__module__
-
-
-def window_blocks(layer: int, width: int, n_layers: int) -> range:
-    """The blocks of a window of `width` blocks centred on `layer`, as in tracing; cut off at the model's ends."""
-    return range(max(0, layer - width // 2), min(n_layers, layer - (-width // 2)))
 
 
 def failed(layer: int, reason: str) -> Edit:

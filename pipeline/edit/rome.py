@@ -15,12 +15,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.edit.moments import Whitener
+from pipeline.edit.moments import Whiteners
 from pipeline.edit.objective import reaches
 from pipeline.edit.protocol import Edit, EditRequest, LowRank, Method, Resources, failed, usable
 from pipeline.edit.value import MappedSite, Prepared, Site, plain_delta
 from pipeline.errors import UserError
-from pipeline.lm.memory import rows_within
 from pipeline.lm.model import LanguageModel
 from pipeline.settings.fields import ErasureLoss, LearningRate, NormFactor, Probability, Steps, StopLoss, Weight
 
@@ -47,7 +46,7 @@ class Rome:
 
     def __init__(self, settings: RomeSettings, resources: Resources):
         self.settings, self.resources = settings, resources
-        self._whiteners: dict[int, Whitener | UserError] = {}
+        self.whiteners = Whiteners(resources.moment, resources.ridge)
 
     def edit(
         self, lm: LanguageModel, request: EditRequest, layers: Sequence[int], memory: int | None = None
@@ -57,16 +56,8 @@ class Rome:
             return [self._marked(lm, request, self._plain(lm, request, layer)) for layer in layers]
         found: dict[int, Edit] = {}
         prepared = Prepared(lm, request, self.settings.steps)
-        order = sorted(set(layers))
-        size = len(order)
-        if memory is not None:
-            reads = sum(len(prompt.reads) for prompt in request.prompts) + 1
-            size = rows_within(lm, memory, reads, gradient=True)(prepared.suffix)
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            deltas, losses, steps = prepared.optimise(self.settings, chosen)
-            for row, layer in enumerate(chosen):
-                found[layer] = self._finish(layer, prepared.site(layer), deltas[row], losses[row], steps[row])
+        for layer, delta, loss, steps in prepared.optimise_within(self.settings, sorted(set(layers)), memory):
+            found[layer] = self._finish(layer, prepared.site(layer), delta, loss, steps)
         return [self._marked(lm, request, found[layer]) for layer in layers]
 
     def _marked(self, lm: LanguageModel, request: EditRequest, edit: Edit) -> Edit:
@@ -79,9 +70,10 @@ class Rome:
 
     def _finish(self, layer: int, site: Site, delta: Tensor, loss: float, steps: int) -> Edit:
         """Equation 2: the rank-one update that maps the key to v0 + delta."""
-        whitener = self.whitener(layer)
-        if isinstance(whitener, UserError):
-            return failed(layer, f"failed: {whitener}")
+        try:
+            whitener = self.whiteners.of(layer)
+        except UserError as error:
+            return failed(layer, f"failed: {error}")
         if not usable(delta) or loss != loss:
             return failed(layer, "failed: the loss is not a finite number")
         mean_key = site.keys.double().mean(0)
@@ -104,16 +96,6 @@ class Rome:
         """W key + b; `site` carries the map."""
         assert isinstance(site, MappedSite)
         return site.output(key)
-
-    def whitener(self, layer: int) -> Whitener | UserError:
-        """The solver of the block's second moment, or why there is none."""
-        if layer not in self._whiteners:
-            try:
-                moment, name = self.resources.moment(layer), f"the second moment of block {layer}"
-                self._whiteners[layer] = Whitener(moment, self.resources.ridge, name)
-            except UserError as error:
-                self._whiteners[layer] = error
-        return self._whiteners[layer]
 
 
 METHOD = Method(name="rome", settings=RomeSettings, editor=Rome, moments=True)

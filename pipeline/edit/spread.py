@@ -23,12 +23,11 @@ from torch import Tensor, nn
 
 from pipeline.edit.moments import Whitener
 from pipeline.edit.protocol import EditRequest, LowRank, Update
-from pipeline.edit.value import TOKENS_AT_ONCE
+from pipeline.edit.value import TOKENS_AT_ONCE, packed_subjects
 from pipeline.lm.forward import Suffix, first, record
 from pipeline.lm.model import LanguageModel
-from pipeline.lm.noise import no_noise
 from pipeline.lm.plain import Batch, full_logits
-from pipeline.lm.prompts import pack
+from pipeline.lm.prompts import beside
 
 Solve = Callable[[int, Tensor], Tensor]  # block and K (n, d_ff) to A (n, d_ff)
 
@@ -76,25 +75,13 @@ def spread(blocks: Sequence[int], z: Tensor, seen: Callable[[int], Seen], change
 class Carried:
     """The prompts of some requests up to their subjects, whose hidden states are carried up through changed blocks.
 
-    Only tokens that can change what is asked for are run, and only the blocks from `start` to `end`. One object is of
-    one recording; `at` gives it another start without recording anew.
+    Only tokens that can change what is asked for are run, and only the blocks that are asked for.
     """
 
     def __init__(self, lm: LanguageModel, requests: Sequence[EditRequest], draws: Sequence[int]):
         """draws: the steps whose noise is used, where the requests have any; their prompts are then run once a draw."""
         self.lm = lm
-        prompts = [prompt for request in requests for prompt in request.prompts]
-        ends = [prompt.last_subject + 1 for prompt in prompts]
-        noised = requests[0].noise is not None
-        rows, start = [], 0
-        for request in requests:
-            of = request.noise.rows(request.prompts) if request.noise else no_noise(request.prompts)
-            rows += [[row + start if row >= 0 else -1 for row in each] for each in of]
-            start += 1 + max((row for each in of for row in each), default=-1)
-        packed = pack(
-            [prompt.ids[:end] for prompt, end in zip(prompts, ends, strict=True)],
-            [row[:end] for row, end in zip(rows, ends, strict=True)],
-        )
+        packed, noised = beside([packed_subjects(request) for request in requests]), requests[0].noise is not None
         tables = [torch.cat([r.noise.table(r.prompts, step) for r in requests if r.noise]) for step in draws if noised]
         self.recording = record(lm, packed, noise=torch.stack(tables) if noised else None, mlp=False)
         self.suffix = Suffix.after(self.recording, range(len(packed)))
@@ -196,7 +183,6 @@ def plain(
     if request.noise is not None:
         rows = request.noise.rows(request.prompts)
         noises = [batch.noise(request.noise.table(request.prompts, step), rows) for step in range(draws)]
-    saved = {block: lm.arch.down_projs[block].weight.detach().clone() for block in blocks}
 
     def seen(block: int) -> Seen:
         keys: list[Tensor] = []
@@ -219,8 +205,5 @@ def plain(
     def change(update: Update) -> None:
         lm.arch.add_to_weight(update.layer, update.matrix())
 
-    try:
+    with lm.arch.kept(blocks):
         return spread(blocks, z, seen, change, solve, lm.arch.residual_scale)
-    finally:
-        for block, weight in saved.items():
-            lm.arch.down_projs[block].weight.data.copy_(weight)

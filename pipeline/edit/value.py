@@ -13,20 +13,21 @@ linear, v0 is W k (and bias) here too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from pipeline.edit.objective import Objective, Weights, clamp_, reaches, stops
+from pipeline.edit.objective import Objective, Weights, clamp_, log_distribution, reaches, stops
 from pipeline.edit.protocol import EditRequest
 from pipeline.lm.forward import Recording, Suffix, climb, first, record
+from pipeline.lm.memory import rows_within
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import no_noise
 from pipeline.lm.plain import Batch, full_logits
-from pipeline.lm.prompts import pack
+from pipeline.lm.prompts import Packed, pack
 
 Output = Literal["mlp", "hidden"]  # what delta is added to: the MLP's output or the block's
 TOKENS_AT_ONCE = 256  # of several draws in one run for the keys under noise; more gains little and takes memory
@@ -80,6 +81,25 @@ def noise_rows(request: EditRequest) -> list[list[int]]:
     return [*rows, *no_noise([request.essence])]
 
 
+def packed_request(request: EditRequest) -> Packed:
+    """The request's prompts, the essence prompt last, each up to where it is last read."""
+    prompts = [*request.prompts, request.essence]
+    ends = [len(prompt.ids) - 1 for prompt in request.prompts] + [request.essence.last_subject + 1]
+    return pack(
+        [prompt.ids[:end] for prompt, end in zip(prompts, ends, strict=True)],
+        [rows[:end] for rows, end in zip(noise_rows(request), ends, strict=True)],
+    )
+
+
+def packed_subjects(request: EditRequest) -> Packed:
+    """The request's prompts, without the essence prompt, each up to the subject's last token."""
+    ends = [prompt.last_subject + 1 for prompt in request.prompts]
+    return pack(
+        [prompt.ids[:end] for prompt, end in zip(request.prompts, ends, strict=True)],
+        [rows[:end] for rows, end in zip(noise_rows(request)[:-1], ends, strict=True)],
+    )
+
+
 class Prepared:
     """One recording of a request's prompts, and the suffix that its optimisation runs again and again.
 
@@ -94,11 +114,7 @@ class Prepared:
     def __init__(self, lm: LanguageModel, request: EditRequest, draws: int = 1, of: Output = "mlp"):
         self.lm, self.request, self.of = lm, request, of
         prompts = [*request.prompts, request.essence]
-        ends = [len(prompt.ids) - 1 for prompt in request.prompts] + [request.essence.last_subject + 1]
-        self.packed = pack(
-            [prompt.ids[:end] for prompt, end in zip(prompts, ends, strict=True)],
-            [rows[:end] for rows, end in zip(noise_rows(request), ends, strict=True)],
-        )
+        self.packed = packed_request(request)
         where = self.packed.where
         self.live = sorted({i for p, prompt in enumerate(prompts) for i in where[p][prompt.last_subject :]})
         place = {index: s for s, index in enumerate(self.live)}
@@ -129,12 +145,7 @@ class Prepared:
         to the subject's last are run.
         """
         assert self.request.noise is not None
-        prompts, rows = self.request.prompts, noise_rows(self.request)
-        ends = [prompt.last_subject + 1 for prompt in prompts]
-        packed = pack(
-            [prompt.ids[:end] for prompt, end in zip(prompts, ends, strict=True)],
-            [row[:end] for row, end in zip(rows[:-1], ends, strict=True)],
-        )
+        prompts, packed = self.request.prompts, packed_subjects(self.request)
         at = torch.tensor([path[-1] for path in packed.where], device=self.lm.device)
         precise = torch.float64 if self.lm.dtype == torch.float64 else torch.float32
         sums: list[tuple[Tensor, Tensor]] = []
@@ -195,13 +206,25 @@ class Prepared:
                 h = self._add(h, layer, added[layer])
         return self.lm.arch.logits(h[:, self.reads])
 
+    def optimise_within(
+        self, settings: Descent, layers: Sequence[int], memory: int | None
+    ) -> Iterator[tuple[int, Tensor, float, int]]:
+        """Layer, delta, last loss and steps of the edits at `layers` (ascending), in batches of as many as fit.
+
+        memory: bytes that a batch may take, None for all at once.
+        """
+        size = len(layers)
+        if memory is not None:
+            size = rows_within(self.lm, memory, len(self.reads), gradient=True)(self.suffix)
+        for start in range(0, len(layers), size):
+            chosen = layers[start : start + size]
+            yield from zip(chosen, *self.optimise(settings, chosen), strict=True)
+
     def optimise(self, settings: Descent, layers: Sequence[int]) -> tuple[list[Tensor], list[float], list[int]]:
         """delta, last loss and steps of the edits at `layers` (ascending)."""
         self.draw(0)
         with torch.no_grad():
-            last = self.recording.h[-1][0, self.packed.where[-1][-1]]
-            base = self.lm.arch.logits(last)
-            base = (base if base.dtype == torch.float64 else base.float()).log_softmax(-1)
+            base = log_distribution(self.lm.arch.logits(self.recording.h[-1][0, self.packed.where[-1][-1]]))
         objective = Objective(self.request, settings, base)
         v0_norms = [self.site(layer).v0.norm() for layer in layers]
         deltas = [torch.zeros_like(self.site(layer).v0, requires_grad=True) for layer in layers]
@@ -284,7 +307,7 @@ def plain_delta(
         with torch.no_grad():
             for step in range(settings.steps if request.noise else 1):
                 base = full_logits(lm, batch, noise(step))[-1, request.essence.last_subject]
-            base = (base if base.dtype == torch.float64 else base.float()).log_softmax(-1)
+            base = log_distribution(base)
         site = _site(lm, module, *(torch.stack(each_draw).mean(0) for each_draw in seen))
         objective = Objective(request, settings, base)
         v0_norm = site.v0.norm()

@@ -8,7 +8,7 @@ W_proj, the second layer of the MLP).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -190,6 +190,18 @@ class Architecture:
         weight = self.down_projs[layer].weight
         with torch.no_grad():
             weight += self.turned(layer, change).to(weight)
+
+    @contextmanager
+    def kept(self, layers: Iterable[int]) -> Iterator[None]:
+        """Within, the down-projections of these blocks may be changed; afterwards they are what they were, bit for
+        bit.
+        """
+        saved = {layer: self.down_projs[layer].weight.detach().clone() for layer in layers}
+        try:
+            yield
+        finally:
+            for layer, weight in saved.items():
+                self.down_projs[layer].weight.data.copy_(weight)
 
     @contextmanager
     def weight(self, layer: int) -> Iterator[Tensor]:

@@ -100,3 +100,10 @@ def wrap(
     if add_bos and tokenizer.bos_token_id is None:
         raise UserError(f"model.add_bos is true but the tokenizer of {name} has no BOS token; set it to false")
     return LanguageModel(model, tokenizer, Architecture(model, family), name, fingerprint, source, add_bos)
+
+
+def window_range(layer: int, window: int, n_layers: int) -> range:
+    """The blocks of a window centred on `layer`, to restore or to edit, cut off at the model's ends:
+    range(max(0, l - w // 2), min(L, l - (-w // 2))).
+    """
+    return range(max(0, layer - window // 2), min(n_layers, layer - (-window // 2)))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.lm.forward import Recording, Suffix, climb, first, log_probabilities, record
-from pipeline.lm.model import LanguageModel
+from pipeline.lm.model import LanguageModel, window_range
 from pipeline.lm.noise import NoiseTable
 from pipeline.lm.plain import Batch, outputs, target_probabilities
 from pipeline.lm.prompts import Prompt, pack
@@ -50,11 +50,6 @@ class Trace:
         """Fraction restored (T, L), in [0, 1]; 0 everywhere where noise did not lower the probability."""
         whole = max(self.p_clean, float(self.restored.max())) - self.p_corrupt
         return np.clip(self.effect / whole, 0, 1) if whole > 0 else np.zeros_like(self.restored)
-
-
-def window_range(layer: int, window: int, n_layers: int) -> range:
-    """The blocks restored around `layer`: range(max(0, l - w // 2), min(L, l - (-w // 2)))."""
-    return range(max(0, layer - window // 2), min(n_layers, layer - (-window // 2)))
 
 
 def token_roles(prompt: Prompt) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -277,7 +278,16 @@ def test_wrong_settings_are_told_in_a_sentence(key: str, value: object, told: st
         methods.load(tmp_path / "params.yaml")
 
 
-def test_the_default_is_dai_et_als_but_for_window_and_rule() -> None:
-    """Their numbers, one prompt as Meng et al. have it."""
-    section = methods.load(ROOT / "presets" / "default.yaml").for_problem("kn", "error_injection")
-    assert KnSettings(**section) == SETTINGS
+def kn_of(preset: str) -> KnSettings:
+    return KnSettings(**methods.load(ROOT / "presets" / f"{preset}.yaml").for_problem("kn", "error_injection"))
+
+
+@pytest.mark.parametrize("preset", ["paper-gptj", "paper-gpt2-xl"])
+def test_the_paper_presets_are_dai_et_als(preset: str) -> None:
+    """Their numbers, their sum and all blocks; one prompt as Meng et al. have it."""
+    assert kn_of(preset) == replace(SETTINGS, rule="right", window="all")
+
+
+def test_the_default_is_dai_et_als_but_for_window_rule_and_the_threshold_that_was_tuned() -> None:
+    tuned = json.loads((ROOT / "benchmarks" / "tuned.json").read_text("utf-8"))["chosen"]["kn"]["settings"]
+    assert kn_of("default") == replace(SETTINGS, threshold=tuned["threshold"])

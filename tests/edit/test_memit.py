@@ -208,7 +208,7 @@ def test_many_at_once_solve_one_system_a_block_wherever_the_blocks_are() -> None
             seen = [spread.carried_of(lm, request, 1)[0] for request in requests]
             parts = [each.seen(each.recording.h[update.layer], update.layer, 2) for each in seen]
         keys, hidden = (torch.cat([part[i] for part in parts]) for i in (0, 1))
-        moment = editor.whitener(update.layer).factor @ editor.whitener(update.layer).factor.T
+        moment = editor.whiteners.of(update.layer).factor @ editor.whiteners.of(update.layer).factor.T
         right = ((h + delta - hidden) / left).T @ keys
         torch.testing.assert_close(update.matrix() @ (2.0 * moment + keys.T @ keys), right, rtol=1e-5, atol=1e-8)
         below = (*below, update)

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.lm.model import LanguageModel
+from pipeline.lm.model import LanguageModel, window_range
 from pipeline.lm.noise import NoiseTable, embedding_sd, subject_noise
 from pipeline.lm.prompts import Prompt, tokenize
-from pipeline.locate.tracing import MODULES, FactTrace, Trace, token_roles, window_range
+from pipeline.locate.tracing import MODULES, FactTrace, Trace, token_roles
 from tests.lm.families import EXPERTS, FAST, random_model
 
 SAMPLES = 3

@@ -86,7 +86,7 @@ def test_edits_that_change_nothing_are_not_run(monkeypatch: pytest.MonkeyPatch) 
     nothing = torch.zeros(lm.arch.width, lm.arch.key_size(0))
     edits += [Edit(0, (), 0.0, 0.0, 0), Edit(1, (Dense(1, nothing),), 0.0, 0.0, 0)]
     probe = ProbeText(lm, text())
-    monkeypatch.setattr(edited, "climb", None)
+    monkeypatch.setattr(edited, "climbed", None)
     assert list(outputs(lm, probe.recording, edits, None)) == []
     assert (probe.after(edits, probe.before()) == probe.before()).all()
     assert [Weights(lm).update_norm(edit) for edit in edits] == [0.0, 0.0, 0.0]
