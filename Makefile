@@ -21,7 +21,7 @@ FUZZ_SECONDS ?= 300
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro default-run readme status prune test test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
+.PHONY: help setup repro maps essence table scaling default-run readme status prune test test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -44,6 +44,16 @@ repro: $(READY)  ## run what is not up to date; PRESET=NAME first copies presets
 	fi; \
 	python -m stages.params params.yaml
 	@dvc repro
+
+# The stages of measures/dvc.yaml, then the page where there is one: it shows what they made.
+maps essence table scaling: $(READY)
+	@dvc repro measures/dvc.yaml:$@
+	@if [ -f reports/report.html ]; then dvc repro report; else echo 'make repro makes the page that shows it'; fi
+
+maps: ## average indirect effects by token role and layer, and the severed model
+essence: ## what edits leave of what the model has to say of a subject
+table: ## CounterFact's table: S, ES, EM, PS, PM, NS, NM, GE and RS of each method
+scaling: ## many edits at once, and which layers share them
 
 default-run: $(READY)  ## repro PRESET=default, and keep its small results in reports/default-run
 	@$(MAKE) repro PRESET=default

@@ -8,49 +8,45 @@ from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
 from pipeline.analysis.targets import function_word_targets
 from pipeline.disk import write_bytes
-from pipeline.report import collapse, comparison, figures, layers, manifest, page, sources
+from pipeline.report import collapse, comparison, extras, figures, layers, manifest, page, sources
 from pipeline.settings.params import Params
-from pipeline.tables import FACTS, SCORES, TRACE, read, read_edits, read_record, write_csv, write_json
+from pipeline.tables import write_csv, write_json
 from stages._run import run_stage
 
 
 def main(params: Params) -> None:
     """Draw the figures and write everything under reports/ but regressions.csv and layers.csv."""
     out, data, nats, sure = Path("reports"), Path("data"), params.edit.collapse_nats, params.regressions.confidence
-    regressions, choices, paper, left_out = sources.read_all(out, data)
-    tables = {"facts": FACTS, "trace": TRACE, "scores": SCORES}
-    facts, trace, scores = (read(data / f"{name}.parquet", columns) for name, columns in tables.items())
-    edits = read_edits(data / "edits", params.edit.methods, params.edit.problems)
-    model = read_record(data / "model.json", name=str)
+    run = sources.read_all(out, data, params.edit.methods, params.edit.problems)
     settings, score, measure = params.regressions, params.regressions.scores[0], params.regressions.trace_measures[0]
-    plan, counts = Resampling(**settings.resampling, seed=params.seed), count_edits(edits, params.edit.erasure_min_p)
-    rewrite, traced = rewrite_by_layer_table(scores, plan), trace_by_layer_table(trace, plan)
-    harm = collapse_table(scores, edits)
-    r2 = r2_without_collapsed(scores, score, measure, keep_null_layers=settings.null_layers == "keep")
+    plan = Resampling(**settings.resampling, seed=params.seed)
+    rewrite, traced = rewrite_by_layer_table(run.scores, plan), trace_by_layer_table(run.trace, plan)
+    harm, compared = collapse_table(run.scores, run.edits), comparison_table(run.scores, plan)
+    r2 = r2_without_collapsed(run.scores, score, measure, keep_null_layers=settings.null_layers == "keep")
+    now = {extra.name: params.identity(extra.name, run.model["fingerprint"]) for extra in extras.EXTRAS}
+    more = extras.sections(out, data, now, sure)
     plots = [
         figures.trace_by_layer(traced, sure),
-        figures.trace_heatmap(trace, facts, params.report.example_fact),
+        figures.trace_heatmap(run.trace, run.facts, params.report.example_fact),
         figures.rewrite_by_layer(rewrite, sure),
-        figures.score_against_trace(scores, score, measure),
-        figures.r2_bars(regressions, paper),
+        figures.score_against_trace(run.scores, score, measure),
+        figures.r2_bars(run.regressions, run.paper),
         collapse.collapse_by_layer_plot(harm, nats),
-        layers.layers_plot(choices, sure),
+        layers.layers_plot(run.choices, sure),
     ]
-    saved = page.save(plots, out / "figures", params.report.dpi)
-    statistics, timings = read_record(data / "statistics" / "manifest.json"), manifest.read_timings(data / "timings")
-    run, targets = manifest.manifest(model, statistics, params.tree(), timings), function_word_targets(edits)
+    saved = page.save(plots + [plot for section in more for plot in section.plots], out / "figures", params.report.dpi)
     made = {"rewrite_by_layer": rewrite, "trace_by_layer": traced, "collapse": harm, "collapse_r2": r2}
-    made["methods"] = comparison_table(scores, plan)
-    for name, table in made.items():
+    for name, table in (made | {"methods": compared}).items():
         write_csv(table, out / f"{name}.csv")
-    write_json(page.metrics(regressions, scores, facts, counts, targets), out / "metrics.json")
-    write_json(run, out / "manifest.json")
-    told = {"layers": layers.section(choices, sure), "methods": comparison.section(made["methods"])}
+    counts, targets = count_edits(run.edits, params.edit.erasure_min_p), function_word_targets(run.edits)
+    write_json(page.metrics(run.regressions, run.scores, run.facts, counts, targets), out / "metrics.json")
+    of_run = manifest.manifest(run.model, run.statistics, params.tree(), run.timings)
+    write_json(of_run, out / "manifest.json")
+    told = {"layers": layers.section(run.choices, sure), "methods": comparison.section(compared)}
     text = page.render(
-        title=params.report.title, regressions=regressions, paper=paper, facts=facts, edit_counts=counts,
-        targets=targets, left_out=left_out, sections=told | {"collapse": collapse.section(harm, r2, nats)},
-        model_name=model["name"].removeprefix("packaged:"), n_layers=scores["layer"].nunique(),
-        confidence=sure, permutations=plan.permutations, pictures=saved, run=run,
+        run, title=params.report.title, edit_counts=counts, targets=targets,
+        sections=told | {"collapse": collapse.section(harm, r2, nats)}, more=more,
+        confidence=sure, permutations=plan.permutations, pictures=saved, manifest=of_run,
     )  # fmt: skip
     write_bytes(out / "report.html", text.encode("utf-8"))
 

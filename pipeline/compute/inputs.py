@@ -16,10 +16,11 @@ from pipeline.facts.readers import read_fact_file
 from pipeline.facts.reading import check_share
 from pipeline.lm.folders import fingerprint
 from pipeline.settings.params import Params, check_against_model
-from pipeline.tables import FACTS, read, read_record
+from pipeline.tables import FACTS, read, read_record, write_json
 
 DATA = Path("data")
 STATISTICS = DATA / "statistics"
+MEASURES = DATA / "measures"  # of the stages of measures/dvc.yaml
 
 
 def store(params: Params) -> Store:
@@ -84,7 +85,8 @@ def surroundings(params: Params, window: int) -> dict[str, dict[str, Any]]:
 
     text: SHA-256 of the file for the second moments; model: a hash of the model's folder; null where none is named or
     none is there. libraries: the versions that are in every unit's key. moments: the `window` of blocks that an edit
-    changes at the most, so that a method of wider windows gets the second moments it needs.
+    changes at the most, so that a method of wider windows gets the second moments it needs. measures: SHA-256 of the
+    records that the stages of measures/dvc.yaml left, by their name.
     """
     text, name = params.statistics.text_file, Path(params.model.name).expanduser()
     return {
@@ -92,4 +94,12 @@ def surroundings(params: Params, window: int) -> dict[str, dict[str, Any]]:
         "model": {"fingerprint": fingerprint(name) if name.is_dir() else None},
         "libraries": versions(),
         "moments": {"window": window},
+        "measures": {path.stem: digest(path) for path in sorted(MEASURES.glob("*.json"))},
     }
+
+
+def record_measure(params: Params, section: str, *made: Path) -> None:
+    """Write down what the tables `made` of a stage of measures/dvc.yaml were made of; they are there by then."""
+    of = params.identity(section, model(params)["fingerprint"])
+    tables = {str(path): digest(path) for path in made}
+    write_json({"made_of": of, "tables": tables}, MEASURES / f"{section}.json")

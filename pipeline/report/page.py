@@ -19,6 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.analysis.trust import MIN_FACTS_SHOWN, shown, withheld
 from pipeline.report.plots import PAPER_SCORES, Plot, facts_phrase, listed, words
+from pipeline.report.section import Section
+from pipeline.report.sources import Sources
 from pipeline.words import method_label
 
 SECTIONS = ("layers", "methods", "collapse")  # put together by layers.py, comparison.py and collapse.py
@@ -168,29 +170,26 @@ def metrics(
 
 
 def render(
+    run: Sources,
     *,
     title: str,
-    regressions: pd.DataFrame,
-    paper: pd.DataFrame,
-    facts: pd.DataFrame,
     edit_counts: pd.DataFrame,
     targets: pd.DataFrame,
-    left_out: pd.DataFrame,
     sections: Mapping[str, Mapping[str, Any]],
+    more: Sequence[Section],
     pictures: Sequence[Picture],
-    run: Mapping[str, Any],
-    model_name: str,
-    n_layers: int,
+    manifest: Mapping[str, Any],
     confidence: float,
     permutations: int,
 ) -> str:
     """The whole page as text.
 
-    Parameters: regressions.csv's table, the published table (`pipeline.report.sources`), facts.parquet, the counts of
-    `pipeline.analysis.scores.count_edits`, the records left out (`pipeline.report.sources`), what `section` of each of
-    SECTIONS' files says, saved figures in their order, the manifest, the model's name and number of blocks, the
-    intervals' confidence and the number of dealings of traces.
+    Parameters: what earlier stages left, the heading, the counts of `pipeline.analysis.scores.count_edits`, the shares
+    of `pipeline.analysis.targets`, what `section` of each of SECTIONS' files says, the sections of
+    `pipeline.report.extras`, the saved figures, in their order and theirs among them, the manifest, the intervals'
+    confidence and the number of dealings of traces.
     """
+    facts, regressions, name = run.facts, run.regressions, run.model["name"].removeprefix("packaged:")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -202,15 +201,18 @@ def render(
     environment.filters |= {"r2": _r2, "p": _p, "small": _small, "words": words, "method": method_label}
     kept = facts[facts["kept"]]
     reasons = facts.loc[~facts["kept"], "drop_reason"].fillna("no reason given").value_counts()
-    tables = r2_tables(regressions, paper)
+    tables = r2_tables(regressions, run.paper)
+    drawn = [picture._asdict() | {"uri": _data_uri(picture), "name": picture.svg.stem} for picture in pictures]
+    own, by_name = {plot.name for part in more for plot in part.plots}, {picture["name"]: picture for picture in drawn}
     return environment.get_template("page.html.j2").render(
         title=title,
-        answer=" ".join(filter(None, [sections["layers"]["first"], answer(regressions, model_name, confidence)])),
+        answer=" ".join(filter(None, [sections["layers"]["first"], answer(regressions, name, confidence)])),
         first_table=tables[0],
         more_tables=tables[1:],
-        pictures=[picture._asdict() | {"uri": _data_uri(picture)} for picture in pictures],
+        pictures=[picture for picture in drawn if picture["name"] not in own],
+        more=[(section, [by_name[plot.name] for plot in section.plots]) for section in more],
         n_facts=int(headline(regressions)["n_facts"].max()),
-        n_layers=n_layers,
+        n_layers=run.scores["layer"].nunique(),
         n_regressions=len(regressions),
         n_tests=int(regressions["permutation_pvalue"].notna().sum()),
         n_slopes=int(regressions["within_pvalue"].notna().sum()),
@@ -222,9 +224,9 @@ def render(
         used=[_fact_row(row) for row in kept.to_dict("records")],
         edits=edit_counts.to_dict("records"),
         target_sentence=target_sentence(targets),
-        left_out_sentence=left_out_sentence(left_out),
+        left_out_sentence=left_out_sentence(run.left_out),
         **{name: sections[name] for name in SECTIONS},
-        run=list(_flat(run)),
+        run=list(_flat(manifest)),
     )
 
 

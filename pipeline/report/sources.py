@@ -1,6 +1,7 @@
-"""The CSV files that the report is made from, read and checked: the published table, and what earlier stages wrote."""
+"""The files that the report is made from, read and checked: the published table, and what earlier stages wrote."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pandas as pd
 from pipeline.analysis.layers import LAYER_COLUMNS
 from pipeline.analysis.regression import REGRESSION_COLUMNS
 from pipeline.errors import UserError
-from pipeline.tables import LEFT_OUT
+from pipeline.report.manifest import read_timings
+from pipeline.tables import FACTS, LEFT_OUT, SCORES, TRACE, read, read_edits, read_record
 
 PAPER_COLUMNS = (
     "score",
@@ -24,13 +26,37 @@ PAPER_COLUMNS = (
 )
 
 
-def read_all(reports: Path, data: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """regressions.csv and layers.csv of `reports`, and of `data` the published table and the records left out."""
-    return (
-        read_regressions(reports / "regressions.csv"),
-        read_layers(reports / "layers.csv"),
-        read_paper(data / "paper" / "hase2023_r2.csv"),
-        read_left_out(data / "left_out.csv"),
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """All that the page is made from, as earlier stages left it. Names are those of the files."""
+
+    facts: pd.DataFrame
+    trace: pd.DataFrame
+    scores: pd.DataFrame
+    edits: pd.DataFrame
+    regressions: pd.DataFrame
+    choices: pd.DataFrame
+    paper: pd.DataFrame
+    left_out: pd.DataFrame
+    model: dict[str, Any]
+    statistics: dict[str, Any]
+    timings: list[dict[str, Any]]
+
+
+def read_all(reports: Path, data: Path, methods: Sequence[str], problems: Sequence[str]) -> Sources:
+    """The files of the folders reports/ and data/; edits of these methods and problems. Raises UserError."""
+    return Sources(
+        regressions=read_regressions(reports / "regressions.csv"),
+        choices=read_layers(reports / "layers.csv"),
+        paper=read_paper(data / "paper" / "hase2023_r2.csv"),
+        left_out=read_left_out(data / "left_out.csv"),
+        facts=read(data / "facts.parquet", FACTS),
+        trace=read(data / "trace.parquet", TRACE),
+        scores=read(data / "scores.parquet", SCORES),
+        edits=read_edits(data / "edits", methods, problems),
+        model=read_record(data / "model.json", name=str, fingerprint=str),
+        statistics=read_record(data / "statistics" / "manifest.json"),
+        timings=read_timings(data / "timings"),
     )
 
 

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import UserError
 from pipeline.settings.fields import LIST_OF, Several
+from pipeline.settings.measures import EssenceParams, MapsParams, ScalingParams, TableParams
 from pipeline.settings.methods import method_section
 from pipeline.settings.sections import (
     ComputeParams,
@@ -30,6 +31,8 @@ from pipeline.settings.sections import (
 )
 from pipeline.settings.yaml_errors import WHOLE_FILE, found, read_yaml, sentence
 
+LISTING: dict[str, type[Section]] = {"edit": EditParams, "table": TableParams, "scaling": ScalingParams}
+
 
 class Params(Section):
     """The whole of params.yaml. `sections` has those of the editing methods, where they were read."""
@@ -43,6 +46,10 @@ class Params(Section):
     trace: TraceParams
     statistics: StatisticsParams
     edit: EditParams
+    maps: MapsParams
+    essence: EssenceParams
+    table: TableParams
+    scaling: ScalingParams
     regressions: RegressionsParams
     report: ReportParams
     compute: ComputeParams
@@ -62,6 +69,15 @@ class Params(Section):
     def tree(self) -> dict[str, Any]:
         """All settings as params.yaml has them, for JSON."""
         return self.model_dump(mode="json") | self._sections
+
+    def identity(self, section: str, fingerprint: str) -> dict[str, Any]:
+        """What the tables of a stage of measures/dvc.yaml are made of, for the page to tell this run's from another's.
+
+        section: the stage's own; fingerprint: the model's.
+        """
+        tree = self.tree()
+        used = {name: tree[name] for name in ("seed", "facts", "noise", section)}
+        return {"model": fingerprint, "dtype": self.model.dtype, **used}
 
     @model_validator(mode="after")
     def _agree(self) -> "Params":
@@ -137,7 +153,9 @@ def load(path: str | Path = "params.yaml", methods: Mapping[str, type] | None = 
 def with_methods(methods: Mapping[str, type], used: Collection[str]) -> type[Params]:
     """`Params` with a section for each of `methods`, needed for those that are `used`; nothing else is let through."""
     listed: Any = (Several[Literal[tuple(methods)]], Field(description=LIST_OF + ", ".join(methods)))  # type: ignore[misc]
-    fields: dict[str, Any] = {"edit": (create_model("EditParams", __base__=EditParams, methods=listed), ...)}
+    fields: dict[str, Any] = {}
+    for name, base in LISTING.items():
+        fields[name] = (create_model(base.__name__, __base__=base, methods=listed), ...)
     for name, settings in methods.items():
         section = method_section(name, settings)
         fields[name] = (section, ...) if name in used else (section | None, None)
@@ -148,10 +166,13 @@ def with_methods(methods: Mapping[str, type], used: Collection[str]) -> type[Par
 
 
 def _used(tree: Mapping[Any, Any]) -> set[str]:
-    """The methods that edit.methods names, as far as it can be read."""
-    edit = tree.get("edit")
-    names = edit.get("methods") if isinstance(edit, dict) else None
-    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+    """The methods that the sections edit, table and scaling name, as far as they can be read."""
+    found = set()
+    for name in LISTING:
+        section = tree.get(name)
+        names = section.get("methods") if isinstance(section, dict) else None
+        found |= {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+    return found
 
 
 def check_against_model(params: Params, n_layers: int) -> None:
@@ -159,16 +180,18 @@ def check_against_model(params: Params, n_layers: int) -> None:
 
     Raises UserError.
     """
-    if params.edit.layers != "all":
-        for layer in params.edit.layers:
+    chosen = {"edit": params.edit.layers, "table": params.table.layers, "scaling": params.scaling.layers}
+    for section, layers in chosen.items():
+        for layer in layers if layers != "all" else ():
             if int(layer) >= n_layers:
                 raise UserError(
-                    f"params.yaml: edit.layers holds {layer} but must stay within 0 to {n_layers - 1}, "
+                    f"params.yaml: {section}.layers holds {layer} but must stay within 0 to {n_layers - 1}, "
                     f"as {params.model.name} has {n_layers} blocks counted from 0"
                 )
-    for window in params.trace.windows:
-        if window > n_layers:
-            raise UserError(
-                f"params.yaml: trace.windows holds {window} but must hold widths of 1 to {n_layers} layers, "
-                f"as {params.model.name} has {n_layers} blocks"
-            )
+    for section, windows in {"trace": params.trace.windows, "maps": params.maps.windows}.items():
+        for window in windows:
+            if window > n_layers:
+                raise UserError(
+                    f"params.yaml: {section}.windows holds {window} but must hold widths of 1 to {n_layers} layers, "
+                    f"as {params.model.name} has {n_layers} blocks"
+                )

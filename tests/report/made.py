@@ -84,6 +84,23 @@ def draw(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame, paper: pd.Da
     ]
 
 
+def sources_of(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame) -> sources.Sources:
+    """What the page is made from."""
+    return sources.Sources(
+        facts=run.facts,
+        trace=run.trace,
+        scores=scores,
+        edits=run.edits,
+        regressions=regressions,
+        choices=where(scores),
+        paper=sources.read_paper(PAPER),
+        left_out=LEFT_OUT,
+        model={"name": "packaged:Model", "layers": 30, "fingerprint": "f"},
+        statistics={},
+        timings=[],
+    )
+
+
 @pytest.fixture(scope="module")
 def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("figures")
@@ -94,23 +111,19 @@ def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
     plots = draw(run, scores, regressions, paper)
     pictures = [report.Picture(plot.title, plot.caption, *plot.save(folder, 60)) for plot in plots]
     page = report.render(
+        sources_of(run, scores, regressions),
         title="Title & <b>more</b>",
-        regressions=regressions,
-        paper=paper,
-        facts=run.facts,
         edit_counts=counts,
         targets=function_word_targets(run.edits),
-        left_out=LEFT_OUT,
         sections=sections(run, scores),
+        more=[],
         pictures=pictures,
-        run=manifest(
+        manifest=manifest(
             {"name": "packaged:Model", "layers": 30},
             {"text": NASTY, "condition": [1.5, 2.5]},
             {"seed": 7, "edit": {"methods": ["rome"], "problems": ["fact_erasure"]}},
             [{"stage": "trace", "seconds": 12.5, "versions": {"torch": "2.0"}}],
         ),
-        model_name="Model",
-        n_layers=30,
         confidence=0.95,
         permutations=99,
     )

@@ -9,10 +9,10 @@ import pytest
 
 from pipeline.analysis.collapse import collapse_table
 from pipeline.analysis.scores import rewrite_by_layer_table
-from pipeline.report import collapse, figures, sources
+from pipeline.report import collapse, figures
 from pipeline.report import page as report
 from tests.analysis.synthetic import Run, make_run
-from tests.report.made import LEFT_OUT, PLAN, Made, Page, scored, sections, told
+from tests.report.made import PLAN, Made, Page, scored, sections, sources_of, told
 
 
 def broken() -> Run:
@@ -51,18 +51,14 @@ def test_the_section_counts_them_and_shows_r2_without_them(made: Made) -> None:
     assert row["least"] == 3e-4
     page = Page(
         report.render(
+            sources_of(run, scored(run), made.regressions),
             title="T",
-            regressions=made.regressions,
-            paper=sources.read_paper(Path("data/paper/hase2023_r2.csv")),
-            facts=run.facts,
             edit_counts=made.counts,
             targets=made.counts.assign(share=0.0, function_words=0),
-            left_out=LEFT_OUT,
             sections=sections(run, scored(run)),
+            more=[],
             pictures=made.pictures,
-            run={},
-            model_name="M",
-            n_layers=8,
+            manifest={},
             confidence=0.95,
             permutations=99,
         )

@@ -12,7 +12,12 @@ from pipeline.settings.params import Params, with_methods
 from pipeline.settings.sections import Section
 from tests.conftest import ROOT
 
-STAGES: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+FILES = ("dvc.yaml", "measures/dvc.yaml")
+STAGES: dict[str, dict[str, Any]] = {
+    name: stage
+    for file in FILES
+    for name, stage in YAML(typ="safe", pure=True).load((ROOT / file).read_text("utf-8"))["stages"].items()
+}
 COMPUTING = [stage for stage in STAGES if stage != "params"]  # that one runs each time
 
 
@@ -33,7 +38,7 @@ def test_a_stage_depends_on_all_code_that_it_imports_and_on_no_other(stage: str)
     assert [dep for dep in deps if not (ROOT / dep).exists()] == []
 
 
-@pytest.mark.parametrize("stage", ["model", "facts", "trace", "statistics", "edit"])
+@pytest.mark.parametrize("stage", ["model", "facts", "trace", "statistics", "edit", "moments"])
 def test_a_stage_that_computes_depends_on_all_that_is_in_the_keys_of_its_units(stage: str) -> None:
     assert "data/inputs/libraries.json" in STAGES[stage]["deps"]
     rounding = {"compute.compile", "compute.path", "compute.tf32"}

@@ -1,0 +1,54 @@
+"""The page's sections on tables that the stages of measures/dvc.yaml make: shown where a table is there and of this
+run, and otherwise named with the command that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.section import Section, record
+from pipeline.tables import read_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """A section that not every run has.
+
+    name: of the stage, of its section in params.yaml and of `make`'s target. says: what it would show, as the end of
+    "`make NAME`: ...". draw: the section, from the folders reports/ and data/ and the intervals' confidence.
+    """
+
+    name: str
+    says: str
+    draw: Callable[[Path, Path, float], Section]
+
+
+EXTRAS: tuple[Extra, ...] = ()
+
+
+def sections(
+    reports: Path,
+    data: Path,
+    now: Mapping[str, Mapping[str, Any]],
+    confidence: float,
+    extras: tuple[Extra, ...] = EXTRAS,
+) -> list[Section]:
+    """The sections that can be shown, and one on those that can't.
+
+    now: name to what its tables would be made of today (`Params.identity`); a table that was made of anything else is
+    another run's, and is not shown. Raises UserError where a file is damaged.
+    """
+    found, missing = [], []
+    for extra in extras:
+        path = record(data, extra.name)
+        if not path.exists():
+            missing.append(f"make {extra.name}: {extra.says}.")
+        elif read_record(path, made_of=dict)["made_of"] != now[extra.name]:
+            missing.append(f"make {extra.name}: {extra.says}. What is there was made with other settings.")
+        else:
+            found.append(extra.draw(reports, data, confidence))
+    if missing:
+        found.append(Section(anchor="more", title="What else can be measured", paragraphs=missing))
+    return found

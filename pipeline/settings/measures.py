@@ -1,0 +1,51 @@
+"""The sections of params.yaml for the stages of measures/dvc.yaml, which stand beside the main path."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.settings.fields import LIST_OF, MODULES, AtLeast0, AtLeast1, Line, Module, Several
+from pipeline.settings.sections import Section
+
+_FACTS = "null for all of the run's, or a whole number of facts, at least 1"
+_WIDTHS = "a list of one or more whole numbers of layers, each at least 1, such as [1, 5]"
+_LAYERS = "a list of different layers counted from 0, such as [0, 4, 8]"
+_METHODS = LIST_OF + "the names of editing methods"
+
+
+class MapsParams(Section):
+    """Average indirect effects by token role and layer."""
+
+    count: AtLeast1 | None = Field(description=_FACTS)
+    windows: Several[AtLeast1] = Field(description=_WIDTHS)
+    severed: Annotated[tuple[Module, ...], Field(strict=False)] = Field(
+        description="a list, which may be empty, of " + ", ".join(MODULES[:2])
+    )
+
+
+class EssenceParams(Section):
+    """What edits leave of what the model has to say of a subject."""
+
+    count: AtLeast1 | None = Field(description=_FACTS)
+    texts: AtLeast1 = Field(description="a whole number of texts, at least 1")
+    tokens: AtLeast1 = Field(description="a whole number of tokens, at least 1")
+
+
+class TableParams(Section):
+    """The CounterFact table."""
+
+    count: AtLeast1 = Field(description="a whole number of facts, at least 1")
+    choose_on: AtLeast1 = Field(description="a whole number of facts, at least 1")
+    methods: Several[Line] = Field(description=_METHODS)
+    layers: Several[AtLeast0] = Field(description=_LAYERS)
+    generate_tokens: AtLeast1 = Field(description="a whole number of tokens, at least 1")
+
+
+class ScalingParams(Section):
+    """Many edits at once, and the number and place of the layers that share them."""
+
+    counts: Several[AtLeast1] = Field(description="a list of one or more whole numbers of edits, such as [1, 10, 100]")
+    methods: Several[Line] = Field(description=_METHODS)
+    windows: Several[AtLeast1] = Field(description=_WIDTHS)
+    layers: Several[AtLeast0] = Field(description=_LAYERS)
+    count: AtLeast1 = Field(description="a whole number of facts, at least 1")

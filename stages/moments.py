@@ -1,0 +1,31 @@
+"""Stage `moments`: second moments of the blocks that the stages of measures/dvc.yaml edit."""
+
+import shutil
+from functools import partial
+
+from pipeline.compute import beside, engine, fetch, inputs, statistics
+from pipeline.compute.machine import crew
+from pipeline.compute.store import Store
+from pipeline.compute.text_job import TextJob
+from pipeline.settings.params import Params
+from stages._run import run_stage
+
+TEXT = inputs.DATA / ".text-moments"  # of a run that is under way: an interrupted one goes on from it
+
+
+def main(params: Params) -> None:
+    """data/measures/statistics: that of the main path where it has all blocks, and otherwise one of its own."""
+    model, window, wider = inputs.model(params), beside.widest_window(params), beside.edited(params)
+    present = statistics.present(beside.STATISTICS, statistics.key_of(wider, model, window))
+    if not present and not beside.borrow(wider, model, window):
+        batches = None
+        if params.statistics.text == "model":
+            job = TextJob(params, model)
+            fetched = partial(fetch.ensure, params.model.name, params.seed)
+            batches = job.read(engine.run(job, Store(TEXT), crew(params), fetched))
+        statistics.compute(fetch.opened(params), wider, beside.STATISTICS, model, window, batches)
+    shutil.rmtree(TEXT, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    run_stage("moments", main)
