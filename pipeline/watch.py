@@ -1,10 +1,17 @@
-"""A stage as the machine sees it: that it is at work on data/, and how much memory it holds."""
+"""A stage as the machine sees it: that it is at work on data/, what a killed one left there, how much memory it holds,
+how much of its work was there already, and with what versions it works.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import platform
+import re
+import shutil
 import threading
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +26,7 @@ except ImportError:  # Windows
 from pipeline.errors import UserError
 
 IN_USE = Path("data/.in-use")
+LIBRARIES = ("torch", "transformers", "numpy", "pandas", "scipy", "statsmodels")  # that numbers may depend on
 
 
 @contextlib.contextmanager
@@ -39,6 +47,40 @@ def in_use(*, alone: bool = False) -> Iterator[None]:
         except OSError:  # a read-only folder, or a file server that knows no locks: it was only a precaution
             pass
         yield
+
+
+def tidy(*roots: Path, leave: Path) -> None:
+    """Remove what processes that were killed had begun to write below `roots`, but for the folder `leave`.
+
+    That is what has the name .NAME.PID (pipeline.disk, pipeline.compute.statistics) of a process that is no more.
+    """
+    for root in roots:
+        for folder, folders, files in os.walk(root):
+            folders[:] = [name for name in folders if Path(folder, name) != leave]
+            for name in (*folders, *files):
+                match = re.fullmatch(r"\..+\.(\d{1,9})", name)
+                if match and not psutil.pid_exists(int(match[1])):
+                    path = Path(folder, name)
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of each of LIBRARIES that is installed."""
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[library] = version(library)
+    return found
+
+
+class Work:
+    """How many units of work this process was asked for, and how many it found to be done."""
+
+    asked = found = 0
+
+    @classmethod
+    def count(cls, asked: int, found: int) -> None:
+        cls.asked, cls.found = cls.asked + asked, cls.found + found
 
 
 class Peak:

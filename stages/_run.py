@@ -4,33 +4,35 @@ and library versions written down.
 
 from __future__ import annotations
 
-import platform
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.settings import params
 from pipeline.tables import write_json
-from pipeline.watch import Peak, in_use
+from pipeline.watch import Peak, Work, in_use, tidy, versions
 
 TIMINGS = Path("data/timings")
-LIBRARIES = ("torch", "transformers", "numpy", "pandas", "scipy", "statsmodels")
 
 
 def run_stage(name: str, main: Callable[[params.Params], None], methods: Mapping[str, type] | None = None) -> None:
-    """Run one stage with the settings of params.yaml; does not return. methods: as for `params.load`."""
+    """Run one stage with the settings of params.yaml; does not return. methods: as for `params.load`.
+
+    What is written down is of the run that computed the numbers: one that finds all units done leaves it as it is.
+    """
     start = time.monotonic()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with in_use(), Peak() as peak:
+            tidy(Path("data"), Path("reports"), leave=Path("data/store"))
             main(params.load(methods=methods))
-        seconds = round(time.monotonic() - start, 1)
-        made = {"stage": name, "seconds": seconds, "peak_gb": round(peak.gb, 2), "versions": _versions()}
-        write_json(made, TIMINGS / f"{name}.json")
+        path, seconds = TIMINGS / f"{name}.json", round(time.monotonic() - start, 1)
+        if not (Work.asked and Work.asked == Work.found and path.exists()):
+            made = {"stage": name, "seconds": seconds, "peak_gb": round(peak.gb, 2), "versions": versions()}
+            write_json(made, path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -47,13 +49,3 @@ class _Terminated(BaseException):
 
 def _terminate(*_: object) -> None:
     raise _Terminated
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found

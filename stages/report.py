@@ -46,7 +46,7 @@ def main(params: Params) -> None:
     text = page.render(
         run, title=params.report.title, edit_counts=counts, targets=targets,
         sections=told | {"collapse": collapse.section(harm, r2, nats)}, more=more,
-        confidence=sure, permutations=plan.permutations, pictures=saved, manifest=of_run,
+        confidence=sure, permutations=plan.permutations, pictures=saved, manifest=manifest.lasting(of_run),
     )  # fmt: skip
     write_bytes(out / "report.html", text.encode("utf-8"))
 

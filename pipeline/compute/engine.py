@@ -15,6 +15,7 @@ from pipeline.compute.store import Store
 from pipeline.compute.work import Job
 from pipeline.errors import UserError
 from pipeline.progress import track
+from pipeline.watch import Work
 
 
 def run(job: Job, store: Store, crew: tuple[int, int], before: Callable[[], object] = lambda: None) -> pa.Table:
@@ -26,6 +27,7 @@ def run(job: Job, store: Store, crew: tuple[int, int], before: Callable[[], obje
     workers, threads = crew
     units = job.units()
     missing = [unit for unit in units if store.get_table(job.step, unit.key, unit.label) is None]
+    Work.count(len(units), len(units) - len(missing))
     if missing:
         before()
         if job.params.compute.engine == "ray":

@@ -39,6 +39,11 @@ def manifest(
     }
 
 
+def lasting(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a manifest that another run of the same settings has too: without the machine, seconds and memory."""
+    return {name: value for name, value in manifest.items() if name not in ("machine", "stages")}
+
+
 def versions(of_stages: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Library to its version; where stages differ, to "1.2 (facts, trace), 1.3 (scores)"."""
     found: dict[str, dict[str, list[str]]] = {}
