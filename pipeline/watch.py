@@ -84,7 +84,8 @@ class Work:
 
 
 class Peak:
-    """Within: the most memory that this process and its workers hold together, looked up once a second.
+    """Within: the most memory that this process and its workers hold together, in GiB, and the CPU seconds that they
+    took, looked up once a second. Seconds on a clock depend on what else the machine does, CPU seconds hardly.
 
     What processes share, such as libraries, counts once, as the largest share of any of them: to ask the system for
     more than that takes it tens of milliseconds a process, in which the process can't get memory.
@@ -92,6 +93,7 @@ class Peak:
 
     def __init__(self) -> None:
         self.gb = 0.0
+        self._cpu: dict[int, float] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -105,17 +107,23 @@ class Peak:
         self._over.set()
         self._thread.join()
 
+    @property
+    def cpu_seconds(self) -> float:
+        return sum(self._cpu.values())
+
     def _watch(self) -> None:
-        me = psutil.Process()
+        me, over = psutil.Process(), False
         while True:
             held = shared = 0
             for process in (me, *me.children(recursive=True)):
                 try:
-                    info = process.memory_info()
+                    info, times = process.memory_info(), process.cpu_times()
                 except psutil.Error:
                     continue  # it has ended meanwhile
                 common = getattr(info, "shared", 0)  # Linux alone knows
                 held, shared = held + info.rss - common, max(shared, common)
+                self._cpu[process.pid] = times.user + times.system
             self.gb = max(self.gb, (held + shared) / 1024**3)
-            if self._over.wait(1.0):
+            if over:
                 return
+            over = self._over.wait(1.0)  # and once more at the end

@@ -31,8 +31,8 @@ def run_stage(name: str, main: Callable[[params.Params], None], methods: Mapping
             main(params.load(methods=methods))
         path, seconds = TIMINGS / f"{name}.json", round(time.monotonic() - start, 1)
         if not (Work.asked and Work.asked == Work.found and path.exists()):
-            made = {"stage": name, "seconds": seconds, "peak_gb": round(peak.gb, 2), "versions": versions()}
-            write_json(made, path)
+            used = {"seconds": seconds, "cpu_seconds": round(peak.cpu_seconds, 1), "peak_gb": round(peak.gb, 2)}
+            write_json({"stage": name, **used, "versions": versions()}, path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.watch import tidy
+from pipeline.watch import Peak, tidy
 
 
 def test_what_a_dead_process_had_begun_to_write_goes_and_nothing_else(tmp_path: Path) -> None:
@@ -31,3 +31,14 @@ def test_what_a_dead_process_had_begun_to_write_goes_and_nothing_else(tmp_path: 
     tidy(data, tmp_path / "not-there", leave=data / "store")
     assert sorted(path for path in data.rglob("*") if path.is_file()) == sorted(kept)
     assert not (data / f".statistics.{ended.pid}").exists()
+
+
+def test_cpu_seconds_are_those_of_the_process_and_its_children() -> None:
+    started = sum(os.times()[:2])
+    with Peak() as peak:
+        burn = "import time\nwhile time.process_time() < 2.5: pass"
+        subprocess.run([sys.executable, "-c", burn], check=True)
+    own = sum(os.times()[:2])
+    # A process that ends is last seen up to a second before.
+    assert started + 1.0 < peak.cpu_seconds < own + 3.0
+    assert peak.gb > 0.01
