@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pipeline.compute.store import Store
 from pipeline.disk import digest
 from pipeline.errors import UserError
 from pipeline.facts.choose import kept_facts, of_relations, trim
+from pipeline.facts.download import fetched, located
 from pipeline.facts.fact import Fact, FactFile
 from pipeline.facts.readers import read_fact_file
 from pipeline.facts.reading import check_share
@@ -73,8 +75,9 @@ def candidates(params: Params) -> FactFile:
 
     UserError where too large a share of the whole file is broken.
     """
-    settings, path = params.facts, Path(params.facts.path)
-    whole = read_fact_file(settings.source, path, params.seed)
+    settings = params.facts
+    path = located(settings.source, settings.path)
+    whole = read_fact_file(settings.source, path, params.seed, settings.records)
     check_share(path, whole, settings.max_left_out_share)
     file = of_relations(whole, settings.relations)
     return FactFile(trim(file.facts, settings.max_paraphrases, settings.max_neighborhood), file.left_out)
@@ -83,6 +86,7 @@ def candidates(params: Params) -> FactFile:
 def surroundings(params: Params, window: int) -> dict[str, dict[str, Any]]:
     """What stages depend on beside settings and the files of other stages, for DVC to compare.
 
+    facts: SHA-256 of the file or folder that the facts are read from, fetched first where `facts.path` is `download`;
     text: SHA-256 of the file for the second moments; model: a hash of the model's folder; null where none is named or
     none is there. libraries: the versions that are in every unit's key. moments: the `window` of blocks that an edit
     changes at the most, so that a method of wider windows gets the second moments it needs. measures: SHA-256 of the
@@ -90,12 +94,24 @@ def surroundings(params: Params, window: int) -> dict[str, dict[str, Any]]:
     """
     text, name = params.statistics.text_file, Path(params.model.name).expanduser()
     return {
+        "facts": {"sha256": _content(fetched(params.facts.source, params.facts.path))},
         "text": {"sha256": digest(text) if text is not None and text.is_file() else None},
         "model": {"fingerprint": fingerprint(name) if name.is_dir() else None},
         "libraries": versions(),
         "moments": {"window": window},
         "measures": {path.stem: digest(path) for path in sorted(MEASURES.glob("*.json"))},
     }
+
+
+def _content(path: Path) -> str | None:
+    """SHA-256 of a file, or of the names and contents of a folder's tables; None where there is none to be read."""
+    try:
+        if not path.is_dir():
+            return digest(path)
+        listed = "".join(f"{table.name}\0{digest(table)}\0" for table in sorted(path.glob("*.tsv")))
+    except OSError:  # stage `facts` says what is wrong
+        return None
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def record_measure(params: Params, section: str, *made: Path) -> None:

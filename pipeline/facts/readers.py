@@ -30,9 +30,9 @@ from pipeline.facts.reading import Reading, commonest, false_targets, read_text,
 # CounterFact, in both layouts
 
 
-def _read_counterfact(path: Path, seed: int) -> FactFile:
+def _read_counterfact(path: Path, seed: int, most: int | None) -> FactFile:
     read = Reading(path)
-    for place, record in enumerate(_read_json(path)):
+    for place, record in enumerate(_read_json(path)[:most]):
         with read.record(place):
             rewrite = _get(record, "requested_rewrite", dict)
             read.add(
@@ -54,10 +54,10 @@ def _target(rewrite: dict[str, Any], key: str) -> str:
     return target
 
 
-def _read_counterfact_flat(path: Path, seed: int) -> FactFile:
+def _read_counterfact_flat(path: Path, seed: int, most: int | None) -> FactFile:
     """The layout names no relation; the prompt's template stands for it."""
     read = Reading(path)
-    for place, record in enumerate(_read_json(path)):
+    for place, record in enumerate(_read_json(path)[:most]):
         with read.record(place):
             subject = _get(record, "subject", str)
             prompt = _template(_get(record, "prompt", str), subject)
@@ -78,7 +78,7 @@ def _read_counterfact_flat(path: Path, seed: int) -> FactFile:
 # known_1000
 
 
-def _read_known(path: Path, seed: int) -> FactFile:
+def _read_known(path: Path, seed: int, most: int | None) -> FactFile:
     """The file states no false target: another attribute of the relation is drawn.
 
     Neighbors are prompts of other subjects with the same relation and attribute, of which the false target is not
@@ -86,7 +86,7 @@ def _read_known(path: Path, seed: int) -> FactFile:
     """
     read = Reading(path)
     records: dict[int, dict[str, str]] = {}
-    for place, record in enumerate(_read_json(path)):
+    for place, record in enumerate(_read_json(path)[:most]):
         with read.record(place):
             records[place] = _known_fields(record)
     every: dict[str, dict[str, None]] = defaultdict(dict)
@@ -136,7 +136,7 @@ def _known_fields(record: Any) -> dict[str, str]:
 # zsRE
 
 
-def _read_zsre(path: Path, seed: int) -> FactFile:
+def _read_zsre(path: Path, seed: int, most: int | None) -> FactFile:
     """Questions, asked as "Question: ...? Answer:" so that a language model's next words are the answer.
 
     The true target is the first answer, the false one `alt`; unrelated `loc` is the neighborhood.
@@ -144,7 +144,7 @@ def _read_zsre(path: Path, seed: int) -> FactFile:
     is left out.
     """
     read = Reading(path)
-    for place, record in enumerate(_read_json(path)):
+    for place, record in enumerate(_read_json(path)[:most]):
         with read.record(place):
             subject, question, rephrased, alt, loc = (
                 _get(record, key, str).strip() for key in ("subject", "src", "rephrase", "alt", "loc")
@@ -180,8 +180,16 @@ def _body(question: str) -> str:
     return "" if blank(question.replace("?", "")) else question.rstrip(" ?")
 
 
-READERS: dict[str, Callable[[Path, int], FactFile]] = {
-    EMBEDDED: read_embedded,
+def _read_table(path: Path, seed: int, most: int | None) -> FactFile:
+    """The project's own table has no first records: its facts come in an order that is drawn."""
+    if most is not None:
+        raise UserError(f"{path}: facts.records is {most} but must be null where facts.source is {EMBEDDED}")
+    return read_embedded(path, seed)
+
+
+# Each takes the file, the run's seed, and of how many first records the facts are read (None: of all).
+READERS: dict[str, Callable[[Path, int, int | None], FactFile]] = {
+    EMBEDDED: _read_table,
     "counterfact": _read_counterfact,
     "counterfact_flat": _read_counterfact_flat,
     "known_1000": _read_known,
@@ -257,8 +265,10 @@ def _texts(record: Any, key: str) -> tuple[str, ...]:
 # Any of them
 
 
-def read_fact_file(source: str, path: Path, seed: int) -> FactFile:
+def read_fact_file(source: str, path: Path, seed: int, records: int | None = None) -> FactFile:
     """Read `path`, a file in the format `source` or, for the embedded format, a folder.
+
+    records: so many first records of the file, as if it had no others; None reads all.
 
     Facts of the embedded table come in an order drawn by `seed`, those of other formats in the file's order.
     Records that can't be used are left out, each with its reason.
@@ -267,7 +277,7 @@ def read_fact_file(source: str, path: Path, seed: int) -> FactFile:
     """
     if source not in READERS:
         raise UserError(f"facts.source is {source!r}; one of {', '.join(READERS)} is right")
-    read = READERS[source](path, seed)
+    read = READERS[source](path, seed, records)
     if not read.facts:
         why = f"none of {len(read.left_out)} records, counted from 0, is usable: {commonest(read.left_out)}"
         raise UserError(f"{path} holds no fact that can be edited; {why if read.left_out else 'it has no records'}")

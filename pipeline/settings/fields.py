@@ -25,6 +25,9 @@ MODULES: tuple[Module, ...] = get_args(Module)
 SCORES: tuple[Score, ...] = get_args(Score)
 TRACE_MEASURES: tuple[TraceMeasure, ...] = get_args(TraceMeasure)
 
+DOWNLOAD = "download"  # facts.path: the published file of one of these
+DOWNLOADED: tuple[FactsSource, ...] = ("counterfact", "known_1000", "zsre")
+
 # No setting means anything beyond this; a typing slip with many zeros would otherwise run for ever.
 HUGE = 10**12
 

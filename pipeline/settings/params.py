@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, create_mod
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import UserError
-from pipeline.settings.fields import LIST_OF, Several
+from pipeline.settings.fields import DOWNLOAD, DOWNLOADED, LIST_OF, Several, choices
 from pipeline.settings.measures import EssenceParams, MapsParams, ScalingParams, TableParams
 from pipeline.settings.methods import method_section
 from pipeline.settings.sections import (
@@ -89,7 +89,7 @@ class Params(Section):
 
 def _contradictions(params: Params) -> Iterator[str]:
     """A sentence for each pair of keys that contradict each other."""
-    model, statistics, regressions = params.model, params.statistics, params.regressions
+    model, facts, statistics, regressions = params.model, params.facts, params.statistics, params.regressions
     if model.revision is not None and model.name.startswith(("packaged:", "trained:")):
         yield f"model.revision is {model.revision!r} but must be null for {model.name}, which is on no hub"
     if model.device_map is not None and model.device != "auto":
@@ -98,6 +98,16 @@ def _contradictions(params: Params) -> Iterator[str]:
         yield (
             f"model.device is {model.device} but must be auto, cuda or cpu where compute.engine is ray, "
             "under which a worker sees its own GPU only"
+        )
+    if facts.path == DOWNLOAD and facts.source not in DOWNLOADED:
+        yield (
+            f"facts.path is {DOWNLOAD} but must name a folder or file where facts.source is {facts.source}; what is "
+            f"given out to be fetched is {choices(DOWNLOADED)}"
+        )
+    if facts.records is not None and facts.source == "embedded":
+        yield (
+            f"facts.records is {facts.records} but must be null where facts.source is embedded, whose facts come in an "
+            "order drawn by the seed; facts.relations and facts.count choose there"
         )
     if statistics.tokens < statistics.sequence_length:
         yield (

@@ -98,7 +98,10 @@ class FactsParams(Section):
     """Which facts, from where, and how many."""
 
     source: FactsSource = Field(description=choices(get_args(FactsSource)))
-    path: ProjectPath = Field(description="a folder or file inside the project (without ..), or an absolute path")
+    path: ProjectPath = Field(
+        description="download, or a folder or file inside the project (without ..), or an absolute path"
+    )
+    records: AtLeast1 | None = Field(description="a whole number of records, at least 1, or null for all of the file")
     relations: Annotated[tuple[Line, ...], Field(strict=False, min_length=1), AfterValidator(once_each)] | None = Field(
         description="a list of relations of the fact file, or null for all of them"
     )

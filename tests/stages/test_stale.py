@@ -62,6 +62,18 @@ def test_another_content_of_the_text_file_makes_the_second_moments_anew(clone: C
 
 
 @pytest.mark.slow
+def test_another_content_of_the_facts_folder_makes_the_facts_anew(clone: Clone) -> None:
+    table = Path(shutil.copytree(TINY_FACTS, clone.root / "mine")) / "facts.tsv"
+    clone.change("facts", path="mine")
+    assert {"facts"} <= ran(clone.repro("facts"))
+    before = clone.read("facts")
+    assert not {"model", "facts"} & ran(clone.repro("facts"))
+    table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
+    assert ran(clone.repro("facts")) == {"params", "facts"}
+    assert len(clone.read("facts")) < len(before)
+
+
+@pytest.mark.slow
 def test_another_content_of_a_model_s_folder_makes_all_anew(clone: Clone, tiny_folder: Path) -> None:
     folder = Path(shutil.copytree(tiny_folder, clone.root / "mine"))
     clone.change("model", name="mine")
