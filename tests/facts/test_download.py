@@ -264,6 +264,15 @@ def test_stage_params_fetches_and_other_stages_find(settings: Params, web: Web) 
 
 
 @pytest.mark.parametrize(
+    ("preset", "records"), [("counterfact", 2000), ("paper-gptj", 2000), ("paper-gpt2-xl", 2000), ("cluster", None)]
+)
+def test_presets_on_published_facts_fetch_them(preset: str, records: int | None) -> None:
+    facts = load(ROOT / "presets" / f"{preset}.yaml").facts
+    assert (facts.source, facts.path, facts.records) == ("counterfact", "download", records)
+    assert (facts.known.rule, facts.known.within_tokens) == ("within", 36)  # of Hase et al. 2023
+
+
+@pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"source": "counterfact_flat"}, "facts.path is download but must name a folder or file where facts.source is"),
