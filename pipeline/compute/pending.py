@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipeline.compute import inputs, probe, statistics
 from pipeline.compute.edit_job import EditJob
+from pipeline.compute.essence_job import EssenceJob
 from pipeline.compute.known_job import KnownJob
 from pipeline.compute.store import Store
 from pipeline.compute.trace_job import TraceJob
@@ -42,6 +43,8 @@ def steps(settings: Params, store: Store) -> dict[str, Sequence[Unit] | str]:
     for method in settings.edit.methods:
         for problem in settings.edit.problems:
             found[f"edit-{method}-{problem}"] = moments or _edit(settings, method, problem).units()
+    if (store.root / EssenceJob.step).is_dir():  # not every run has it
+        found[EssenceJob.step] = moments or _essence(settings).units()
     return found
 
 
@@ -56,6 +59,12 @@ def _edit(settings: Params, method: str, problem: str) -> EditJob:
     return EditJob(
         settings, model, inputs.facts(), inputs.sd(settings), METHODS[method], problem, *made, inputs.STATISTICS, text
     )
+
+
+def _essence(settings: Params) -> EssenceJob:
+    model = inputs.model(settings)
+    made = statistics.read_for(settings, model, inputs.STATISTICS, 0)
+    return EssenceJob.of_run(settings, model, inputs.facts(), inputs.sd(settings), METHODS, made, inputs.STATISTICS)
 
 
 def _why(stage: str, unfit: Callable[[], str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.report import essence
 from pipeline.report.section import Section, record
 from pipeline.tables import read_record
 
@@ -25,7 +26,13 @@ class Extra:
     draw: Callable[[Path, Path, float], Section]
 
 
-EXTRAS: tuple[Extra, ...] = ()
+EXTRAS: tuple[Extra, ...] = (
+    Extra(
+        name="essence",
+        says="what edits leave of what the model has to say of a subject, by layer (about 20 minutes on 2 cores)",
+        draw=essence.section,
+    ),
+)
 
 
 def sections(

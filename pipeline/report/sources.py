@@ -77,20 +77,21 @@ def read_paper(path: Path) -> pd.DataFrame:
 
 def read_regressions(path: Path) -> pd.DataFrame:
     """reports/regressions.csv. Raises UserError where it is missing, no CSV or lacks a column."""
-    return _read_made(path, REGRESSION_COLUMNS)
+    return read_made(path, REGRESSION_COLUMNS)
 
 
 def read_layers(path: Path) -> pd.DataFrame:
     """reports/layers.csv. Raises UserError where it is missing, no CSV or lacks a column."""
-    return _read_made(path, LAYER_COLUMNS)
+    return read_made(path, LAYER_COLUMNS)
 
 
 def read_left_out(path: Path) -> pd.DataFrame:
     """data/left_out.csv, a row a record, as text. Raises UserError where it is missing, no CSV or lacks a column."""
-    return _read_made(path, LEFT_OUT, dtype=str, keep_default_na=False)
+    return read_made(path, LEFT_OUT, dtype=str, keep_default_na=False)
 
 
-def _read_made(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
+def read_made(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
+    """A CSV table that a stage wrote. Raises UserError where it is missing, no CSV or lacks one of `columns`."""
     try:
         table = pd.read_csv(path, **how)
     except FileNotFoundError:

@@ -31,6 +31,8 @@ from pipeline.settings.sections import (
 )
 from pipeline.settings.yaml_errors import WHOLE_FILE, found, read_yaml, sentence
 
+# What the tables of a stage of measures/dvc.yaml rest on beside its own section.
+RESTS_ON = {"essence": ("edit", "regressions")}
 LISTING: dict[str, type[Section]] = {"edit": EditParams, "table": TableParams, "scaling": ScalingParams}
 
 
@@ -76,7 +78,7 @@ class Params(Section):
         section: the stage's own; fingerprint: the model's.
         """
         tree = self.tree()
-        used = {name: tree[name] for name in ("seed", "facts", "noise", section)}
+        used = {name: tree[name] for name in ("seed", "facts", "noise", section, *RESTS_ON.get(section, ()))}
         return {"model": fingerprint, "dtype": self.model.dtype, **used}
 
     @model_validator(mode="after")

@@ -1,0 +1,141 @@
+"""The units of the essence stage: the edit stage's edits again, and what they make of the perplexity of texts about the
+fact's subject (pipeline.measure.essence).
+
+The edits are made by the edit stage's own code, so they are the same; only what is measured of them is another thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.compute.edit_job import EditJob, _EditWorker
+from pipeline.compute.keys import common, key, path
+from pipeline.compute.machine import set_up
+from pipeline.compute.work import Unit
+from pipeline.edit.protocol import Edit, Method
+from pipeline.facts.fact import Fact
+from pipeline.lm.memory import halving, head_rows, rows_within
+from pipeline.measure.collapse import Harm
+from pipeline.measure.essence import Essence
+from pipeline.tables import to_arrow
+
+if TYPE_CHECKING:
+    from pipeline.lm.model import LanguageModel
+    from pipeline.settings.params import Params
+
+COLUMNS = ("fact_id", "method", "problem", "layer", "perplexity_pre", "perplexity_post", "status")
+
+
+@dataclass(frozen=True)
+class EssenceJob:
+    """Perplexities before and after edits of every layer; a unit is one fact, method and problem.
+
+    edits: a job of the edit stage for each method and problem, all of the same facts; none of its own measures is kept.
+    """
+
+    edits: tuple[EditJob, ...]
+    step = "essence"
+    noun = "sets of edits"
+
+    @classmethod
+    def of_run(
+        cls, params: Params, model: dict[str, Any], facts: tuple[Fact, ...], sd: float, methods: Mapping[str, Method],
+        made: tuple[dict[str, Any], tuple[str, ...]], folder: Path,
+    ) -> EssenceJob:  # fmt: skip
+        """Edits by the run's methods for its problems, of its first facts or all; made: the statistics in `folder`."""
+        chosen = facts[: params.essence.count]
+        return cls(
+            tuple(
+                EditJob(params, model, chosen, sd, methods[method], problem, *made, folder)
+                for method in params.edit.methods
+                for problem in params.edit.problems
+            )
+        )
+
+    @property
+    def params(self) -> Params:
+        return self.edits[0].params
+
+    def units(self) -> Sequence[Unit]:
+        settings, of = self.params.essence, common(self.params, self.edits[0].model, __name__)
+        depends = of | {"seed": self.params.seed, "texts": settings.texts, "tokens": settings.tokens}
+        rows = zip(*(job.units() for job in self.edits), strict=True)
+        return [
+            Unit(
+                key(**depends, step=self.step, edits=unit.key),
+                f"{unit.label} {job.method.name} {job.problem}",
+                (place, unit.item),
+            )
+            for row in rows
+            for place, (job, unit) in enumerate(zip(self.edits, row, strict=True))
+        ]
+
+    def worker(self) -> Callable[[Unit], pa.Table]:
+        params, model = self.params, self.edits[0].model
+        texts = _Texts(params, set_up(params, model["source"], fast=path(params, model) == "fast"))
+        workers: dict[int, _EssenceWorker] = {}
+
+        def compute(unit: Unit) -> pa.Table:
+            place, fact = unit.item
+            if place not in workers:
+                workers[place] = _EssenceWorker(self.edits[place], texts)
+            return to_arrow(workers[place].perplexities(fact))
+
+        return compute
+
+
+class _Texts:
+    """Texts about the subject of the last fact asked for, on which all methods and problems are measured."""
+
+    def __init__(self, params: Params, lm: LanguageModel):
+        self.params, self.lm = params, lm
+        self._last: tuple[Fact, Essence, float] | None = None
+
+    def of(self, fact: Fact, memory: int) -> tuple[Essence, float]:
+        """The texts, of the unedited model, and their perplexity; memory: bytes that a batch may take.
+
+        UserError where the prompt about the subject leaves no token to sample.
+        """
+        if self._last is None or self._last[0] != fact:
+            settings = self.params.essence
+            texts = Essence.sampled(self.lm, fact, self.params.seed, texts=settings.texts, length=settings.tokens)
+            before = halving(lambda allowed: texts.before(head_rows(self.lm, allowed)), memory)
+            self._last = fact, texts, before
+        return self._last[1:]
+
+
+class _EssenceWorker(_EditWorker):
+    """Edits facts as the edit stage does, with texts about each fact's subject in place of a text of no subject."""
+
+    def __init__(self, job: EditJob, texts: _Texts):
+        super().__init__(job, texts.lm)
+        self.texts = texts
+        self.fact: Fact | None = None
+
+    def perplexities(self, fact: Fact) -> pd.DataFrame:
+        """data/essence's rows of one fact but for its score, a row a layer; NaN where there is no edit."""
+        self.fact = fact
+        once = self.frame(fact).drop_duplicates("layer", ignore_index=True)
+        names = {"text_loss_pre": "perplexity_pre", "text_loss_post": "perplexity_post"}
+        return once.rename(columns=names)[list(COLUMNS)]
+
+    def _harm(self, edits: Sequence[Edit]) -> Harm:
+        """What the edits do to the texts: perplexities stand where the edit stage has losses."""
+        assert self.fact is not None
+        memory, unknown = self._memory(gradient=False), np.full(len(edits), np.nan)
+        essence, before = self.texts.of(self.fact, memory)
+        if self.path == "plain":
+            return Harm(unknown, before, np.array([essence.plain(edit) for edit in edits]))
+
+        def work(allowed: int) -> np.ndarray:
+            rows, head = rows_within(self.lm, allowed, 0, gradient=False), head_rows(self.lm, allowed)
+            return essence.after(edits, before, rows, head)
+
+        return Harm(unknown, before, halving(work, memory))
