@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from pipeline.analysis.collapse import once
 from pipeline.analysis.profiles import Resampling, interval, resamples, with_ends
 
-COMPARED = ("rewrite", "paraphrase", "neighborhood", "overall")
+COMPARED = ("rewrite", "paraphrase", "neighborhood", "overall", "reverse")
 COMPARISON_COLUMNS = (
     "method", "problem", "n_facts", "layer", "layers_chosen",
-    *(f"{score}{end}" for score in COMPARED for end in ("", "_low", "_high")), "collapsed",
+    *(f"{score}{end}" for score in COMPARED for end in ("", "_low", "_high")), "n_reverse", "collapsed",
 )  # fmt: skip
 
 _Floats = NDArray[np.float64]
@@ -27,7 +27,8 @@ def comparison_table(scores: pd.DataFrame, plan: Resampling) -> pd.DataFrame:
     -------
     DataFrame with the columns COMPARISON_COLUMNS. layer: the one that is chosen for most facts, counted from 0;
     layers_chosen: how many different ones are; means over facts with bootstrap intervals by facts, in which the layers
-    are chosen anew (`interval_at_chosen`), cut to [0, 1]; collapsed: share of these edits that disable the model.
+    are chosen anew (`interval_at_chosen`), cut to [0, 1]; collapsed: share of these edits that disable the model;
+    n_reverse: of these facts, those with a reverse score.
     n_facts counts facts with an overall score at some layer; a problem for which a method has fewer than two such facts
     has no row, as there are then no others to choose a layer on.
     """
@@ -46,7 +47,7 @@ def comparison_table(scores: pd.DataFrame, plan: Resampling) -> pd.DataFrame:
             values |= with_ends(*named)
         most = int(pd.Series(layers).mode().iloc[0])
         fixed = (method, problem, len(wide), most, len(set(layers)))
-        collapsed = {"collapsed": float(taken["collapsed"].mean())}
+        collapsed = {"n_reverse": int(taken["reverse"].notna().sum()), "collapsed": float(taken["collapsed"].mean())}
         rows.append(dict(zip(COMPARISON_COLUMNS[:5], fixed, strict=True)) | values | collapsed)
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 

@@ -22,7 +22,7 @@ TRACE_MEASURES = ("fraction", "effect", "last_subject", "last_subject_fraction")
 SCORE_COLUMNS = (
     "fact_id", "relation", "problem", "method", "window", "layer",
     "acts",
-    "rewrite", "paraphrase", "paraphrase_first", "neighborhood", "neighborhood_first", "overall",
+    "rewrite", "paraphrase", "paraphrase_first", "neighborhood", "neighborhood_first", "overall", "reverse",
     "trace_module", "trace_window", *TRACE_MEASURES,
 )  # fmt: skip
 
@@ -109,8 +109,9 @@ def score_table(edits: pd.DataFrame, facts: pd.DataFrame, trace: pd.DataFrame, e
     DataFrame with the columns SCORE_COLUMNS. An edit that failed (status not "ok"), and an erasure of a fact below
     `erasure_min_p`, keeps its row with NaN scores; `count_edits` counts them. A score over several prompts is the
     mean of the prompts' scores, left out those that are NaN; paraphrase_first and neighborhood_first are of the first
-    prompt alone, as Hase et al.'s code scores. `overall` is NaN unless all three of its parts are numbers. `acts` is
-    False where the edit cannot reach the answer.
+    prompt alone, as Hase et al.'s code scores. `reverse` is of the subject after a prompt about the edit's target, NaN
+    for facts without such a prompt. `overall`, the mean of rewrite, paraphrase and neighborhood, is NaN unless all of
+    them are numbers. `acts` is False where the edit cannot reach the answer.
 
     Raises
     ------
@@ -240,6 +241,7 @@ def _edit_scores(edits: pd.DataFrame, erasure_min_p: float) -> pd.DataFrame:
         paraphrase_first=np.where((kind == "paraphrase") & (edits["prompt_index"] == 0), moved, np.nan),
         neighborhood=np.where(kind == "neighborhood", still, np.nan),
         neighborhood_first=np.where((kind == "neighborhood") & (edits["prompt_index"] == 0), still, np.nan),
+        reverse=np.where(kind == "reverse", moved, np.nan),
     )
     scores = prompts.groupby(_EDIT, sort=True).mean()
     parts = scores[["rewrite", "paraphrase", "neighborhood"]]

@@ -1,9 +1,10 @@
 """The project's own fact table: a folder with relations.tsv and facts.tsv, tab separated.
 
 relations.tsv: relation, name, prompt and three paraphrase templates or more; `several` says whether a subject may
-have more than one object (yes | no; no without the column). facts.tsv: relation, subject, target_true; `also_true`
-says, in relations of several objects, which other objects of the relation are true of the subject or might pass
-for it, joined by `|`, or `-` for none. No such object becomes the fact's false target.
+have more than one object (yes | no; no without the column); `reverse` is a prompt about an object, at its `{}`, that a
+subject goes on from, empty where the relation has no natural inverse. facts.tsv: relation, subject, target_true;
+`also_true` says, in relations of several objects, which other objects of the relation are true of the subject or might
+pass for it, joined by `|`, or `-` for none. No such object becomes the fact's false target.
 
 Both files are refused for their header line, and relations.tsv for any row of it; a row of facts.tsv that can't be used
 is left out with its reason.
@@ -47,6 +48,7 @@ _NONE = "-"  # in also_true
 class _Relation:
     templates: list[str]  # the prompt's first
     several: bool
+    reverse: str
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def read_embedded(path: Path, seed: int) -> FactFile:
         prompt, *paraphrases = relations[relation].templates
         record = {"fact_id": f"{relation}-{_slug(subject)}", "relation": relation, "subject": subject}
         record |= {"prompt": prompt, "target_true": targets[0], "source": EMBEDDED}
+        reverse = relations[relation].reverse
         with read.record(place):
             if len(targets) > 1:
                 read.leave_out(place, f"the table gives it several objects: {', '.join(targets)[:200]}", **record)
@@ -124,7 +127,7 @@ def read_embedded(path: Path, seed: int) -> FactFile:
                 continue
             filled = tuple(p.replace("{}", subject) for p in paraphrases)
             neighborhood = tuple(prompt.replace("{}", s) for s in neighbors)
-            read.add(**record, target_false=false, paraphrases=filled, neighborhood=neighborhood)
+            read.add(**record, target_false=false, paraphrases=filled, neighborhood=neighborhood, reverse=reverse)
     by_id = {fact.fact_id: fact for fact in read.facts}
     return read.done([by_id[fact_id] for fact_id in shuffle(by_id, seed, "fact order")])
 
@@ -132,7 +135,7 @@ def read_embedded(path: Path, seed: int) -> FactFile:
 def _read_relations(path: Path) -> dict[str, _Relation]:
     """The relations by name. UserError for any row that can't be used: all facts of its relation rest on it."""
     relations: dict[str, _Relation] = {}
-    for number, cells in _rows_of(path, _RELATION_COLUMNS, optional=r"several|paraphrase_.*"):
+    for number, cells in _rows_of(path, _RELATION_COLUMNS, optional=r"several|reverse|paraphrase_.*"):
         where = f"{path}, line {number + 2}"
         try:
             row = cells()
@@ -140,9 +143,10 @@ def _read_relations(path: Path) -> dict[str, _Relation]:
             raise UserError(f"{where}: {error}") from None
         relation = row["relation"]
         templates = [text for column, text in row.items() if column.startswith(("prompt", "paraphrase_")) and text]
+        reverse = row.get("reverse", "")
         if relation in relations:
             raise UserError(f"{where}: relation {quoted(relation)} has a row already")
-        for template in templates:
+        for template in [*templates, *([reverse] if reverse else [])]:
             if template.count("{}") != 1:
                 raise UserError(
                     f"{where}: relation {quoted(relation)} has the template {quoted(template)}; it must hold {{}} once"
@@ -162,7 +166,7 @@ def _read_relations(path: Path) -> dict[str, _Relation]:
                 f"{where}: several of relation {quoted(relation)} is {quoted(several)}; yes, where a subject may have "
                 "more than one object, or no is right"
             )
-        relations[relation] = _Relation(templates, several == "yes")
+        relations[relation] = _Relation(templates, several == "yes", reverse)
     return relations
 
 

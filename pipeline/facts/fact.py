@@ -36,7 +36,8 @@ class Fact:
 
     prompt holds `{}` once, where the subject stands, and ends right before the target; the targets have no
     leading space. paraphrases and neighborhood are whole prompts, filled in. source is the format that the
-    fact was read from.
+    fact was read from. reverse is a prompt about an object, which stands at its `{}`, that the subject goes on
+    from; "" where the relation has no natural inverse.
     Raises UserError, naming the fact, where a field could not serve.
     """
 
@@ -49,6 +50,7 @@ class Fact:
     paraphrases: tuple[str, ...] = ()
     neighborhood: tuple[str, ...] = ()
     source: str = EMBEDDED
+    reverse: str = ""
 
     def __post_init__(self) -> None:
         name = f"fact {quoted(self.fact_id)}: "
@@ -60,8 +62,15 @@ class Fact:
                 check_text(text, field, name, prompt=True, at=f"[{i}]")
         for field, most in (("subject", MAX_SUBJECT), ("target_true", MAX_TARGET), ("target_false", MAX_TARGET)):
             check_length(getattr(self, field), field, most, name)
-        for text in (self.relation, self.prompt, *self.paraphrases, *self.neighborhood):
+        for text in (self.relation, self.prompt, *self.paraphrases, *self.neighborhood, self.reverse):
             check_length(text, "prompt", MAX_PROMPT, name)
+        if self.reverse:
+            check_text(self.reverse, "reverse", name, prompt=True)
+            if self.reverse.count("{}") != 1:
+                raise Unusable(
+                    "reverse does not hold {} once",
+                    f"{name}reverse is {quoted(self.reverse)}; it must hold {{}} once, where the object stands",
+                )
         check_place(self.prompt, name)
         if self.target_true == self.target_false:
             raise Unusable(
@@ -78,6 +87,10 @@ class Fact:
     def subject_at(self) -> int:
         """Index of the subject's first character in `text`."""
         return self.prompt.index("{}")
+
+    def reversed(self, target: str) -> str:
+        """The reverse prompt with an object filled in."""
+        return self.reverse.replace("{}", target)
 
 
 @dataclass(frozen=True, kw_only=True)

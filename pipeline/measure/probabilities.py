@@ -1,4 +1,5 @@
-"""Probabilities of a fact's targets before and after edits, on its rewrite, paraphrase and neighborhood prompts.
+"""Probabilities of a fact's targets before and after edits, on its rewrite, paraphrase and neighborhood prompts, and of
+its subject on the reverse prompt, about the target.
 
 All prompts and both targets of a fact are packed into one sequence that shares common beginnings. The fast path
 touches no weight and runs what lies above the edits only (pipeline.measure.edited). The plain path changes the weights,
@@ -29,8 +30,8 @@ from pipeline.measure.edited import applied, outputs
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt whose two targets are measured. kind: rewrite, paraphrase or neighborhood; draws: noise draws
-    averaged.
+    """One prompt whose two targets are measured. kind: rewrite, paraphrase, neighborhood or reverse; draws: noise
+    draws averaged. In a reverse question both targets are the subject, after prompts about target and baseline.
     """
 
     kind: str
@@ -41,7 +42,10 @@ class Question:
 
 
 def questions(lm: LanguageModel, fact: Fact, target: str, baseline: str, draws: int) -> list[Question]:
-    """The prompts of `fact`; with draws > 0 the subject of rewrite and paraphrase prompts is noised that many times."""
+    """The prompts of `fact`; with draws > 0 the subject of rewrite and paraphrase prompts is noised that many times.
+
+    The reverse prompt asks for the subject and is never noised. It comes last: what others share is packed as without.
+    """
 
     def ask(kind: str, index: int, text: str, subject: str | None, at: int | None = None) -> Question:
         if subject is not None and subject not in text:
@@ -52,9 +56,18 @@ def questions(lm: LanguageModel, fact: Fact, target: str, baseline: str, draws: 
         ]
         return Question(kind, index, pair[0], pair[1], tuple(range(draws)) if subject is not None else ())
 
+    def ask_back() -> Question:
+        pair = [
+            tokenize(lm.tokenizer, fact.reversed(known), target=fact.subject, add_bos=lm.add_bos)
+            for known in (target, baseline)
+        ]
+        return Question("reverse", 0, pair[0], pair[1], ())
+
     texts = {"rewrite": (fact.text,), "paraphrase": fact.paraphrases, "neighborhood": fact.neighborhood}
     return [
-        ask(
+        ask_back()
+        if kind == "reverse"
+        else ask(
             kind,
             index,
             texts[kind][index],
@@ -156,6 +169,7 @@ def prompt_kinds(fact: Fact) -> list[tuple[str, int]]:
         ("rewrite", 1),
         ("paraphrase", len(fact.paraphrases)),
         ("neighborhood", len(fact.neighborhood)),
+        ("reverse", int(bool(fact.reverse))),
     )
     return [(kind, i) for kind, count in counted for i in range(count)]
 
@@ -166,7 +180,8 @@ def edit_frame(
 ) -> pd.DataFrame:  # fmt: skip
     """data/edits/<method>-<problem>.parquet's rows of one fact, layers outermost, but for `update_key`.
 
-    before: (questions, 2), after: (E, questions, 2) probabilities of target and baseline. harm: of the same edits.
+    before: (questions, 2), after: (E, questions, 2) probabilities of target and baseline, of the subject where
+    prompt_kind is reverse. harm: of the same edits.
     """
     kinds = prompt_kinds(fact)
     rows = [

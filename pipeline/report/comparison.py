@@ -15,6 +15,9 @@ def section(table: pd.DataFrame) -> dict[str, Any]:
     if table["method"].nunique() < 2:
         return {"rows": [], "intervals": False}
     few = table["n_facts"] < MIN_FACTS_OF_MEANS
-    ends = [f"{score}{end}" for score in COMPARED for end in ("_low", "_high")]
-    shown = table.assign(**{end: table[end].astype(object).mask(few, None) for end in ends})
+    shown = table.copy()
+    for score in COMPARED:
+        withheld = table["n_reverse"] < MIN_FACTS_OF_MEANS if score == "reverse" else few
+        for end in (f"{score}_low", f"{score}_high"):
+            shown[end] = table[end].astype(object).mask(withheld, None)
     return {"rows": shown.to_dict("records"), "intervals": not few.all(), "least": MIN_FACTS_OF_MEANS}

@@ -15,7 +15,9 @@ Problem = Literal["error_injection", "tracing_reversal", "fact_erasure", "fact_a
 Module = Literal["mlp", "attn", "hidden"]
 FactsSource = Literal["embedded", "counterfact", "counterfact_flat", "known_1000", "zsre"]
 KnownRule = Literal["greedy", "within", "none"]
-Score = Literal["rewrite", "paraphrase", "paraphrase_first", "neighborhood", "neighborhood_first", "overall"]
+Score = Literal[
+    "rewrite", "paraphrase", "paraphrase_first", "neighborhood", "neighborhood_first", "overall", "reverse"
+]  # fmt: skip
 ReversalTarget = Literal["first_word", "first_content_word"]
 TraceMeasure = Literal["fraction", "effect", "last_subject", "last_subject_fraction"]
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]

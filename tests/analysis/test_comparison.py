@@ -55,6 +55,24 @@ def test_facts_without_a_score_and_ties() -> None:
     assert comparison_table(scores(overall[:1]), PLAN).empty
 
 
+def test_a_reverse_score_is_of_the_facts_that_have_one() -> None:
+    overall = np.random.default_rng(0).uniform(size=(60, 3))
+    made = scores(overall)
+    few = made["fact_id"].isin([f"f{f}" for f in range(30)])
+    halved = made.assign(reverse=made["reverse"].where(few))
+    table = comparison_table(halved, PLAN)
+    assert (table["n_facts"].item(), table["n_reverse"].item()) == (60, 30)
+    chosen = chosen_layers(pd.DataFrame(overall, columns=[0, 3, 6]))
+    assert table["reverse"].item() == pytest.approx(np.mean([overall[f, chosen[f] // 3] for f in range(30)]))
+    (row, _) = section(comparison_table(pd.concat([halved, scores(overall, "memit")]), PLAN))["rows"]
+    assert row["overall_low"] is not None
+    assert row["reverse_low"] is None
+    none = comparison_table(made.assign(reverse=np.nan), PLAN)
+    assert none["n_reverse"].item() == 0
+    assert np.isnan(none["reverse"].item())
+    assert none["overall"].item() == table["overall"].item()
+
+
 def test_the_page_shows_methods_only_side_by_side_and_intervals_of_enough_facts() -> None:
     overall = np.random.default_rng(0).uniform(size=(40, 3))
     one = comparison_table(scores(overall), PLAN)

@@ -182,6 +182,22 @@ def test_a_row_by_hand() -> None:
     assert (row["last_subject"], row["last_subject_fraction"]) == (0.2, 0.25)
 
 
+def test_the_reverse_score_is_of_the_subject_and_no_part_of_overall() -> None:
+    back = edit("reverse", 0, 0.2, 0.4)  # (0.4 - 0.2) / 0.8
+    (row,) = score_table(pd.DataFrame([*EDITS, back]), FACTS, TRACE, 0.02).to_dict("records")
+    (without,) = score_table(pd.DataFrame(EDITS), FACTS, TRACE, 0.02).to_dict("records")
+    assert row["reverse"] == pytest.approx(0.25)
+    assert np.isnan(without["reverse"])
+    others = set(SCORE_COLUMNS) - {"reverse"}
+    assert {name: row[name] for name in others} == {name: without[name] for name in others}
+    erased = pd.DataFrame([{**each, "problem": "fact_erasure"} for each in (*EDITS, edit("reverse", 0, 0.2, 0.05))])
+    assert score_table(erased, FACTS, TRACE, 0.02)["reverse"].item() == pytest.approx(0.75)
+    worse = pd.DataFrame([*EDITS, edit("reverse", 0, 0.2, 0.1)])
+    assert score_table(worse, FACTS, TRACE, 0.02)["reverse"].item() == 0
+    failed = pd.DataFrame([{**each, "status": "failed: a", "p_post": np.nan} for each in (*EDITS, back)])
+    assert np.isnan(score_table(failed, FACTS, TRACE, 0.02)["reverse"].item())
+
+
 def test_overall_needs_all_its_parts() -> None:
     table = score_table(pd.DataFrame(EDITS[:1]), FACTS, TRACE, erasure_min_p=0.02)
     assert table["rewrite"].item() == pytest.approx(0.5)

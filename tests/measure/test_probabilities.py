@@ -1,5 +1,7 @@
 """Probabilities after edits: adding what an edit does equals changing the weight, on every family."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,14 @@ import torch
 from pipeline.edit.protocol import Dense, Edit, LowRank, failed
 from pipeline.edit.rome import Rome
 from pipeline.facts.fact import Fact
+from pipeline.facts.readers import read_facts
+from pipeline.lm.load import load
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import NoiseTable
 from pipeline.measure.collapse import Harm
+from pipeline.measure.edited import applied
 from pipeline.measure.probabilities import Measurement, edit_frame, questions
+from tests.conftest import TINY_FACTS, TINY_MODEL
 from tests.edit.test_rome import SETTINGS, request_for, resources_for
 from tests.lm.families import FAST_EDITED, random_model
 
@@ -119,3 +125,52 @@ def test_tokens_shared_by_prompts_are_run_once() -> None:
     measurement = Measurement(lm, questions(lm, FACT, "Oslo", "Paris", 0), None)
     lengths = sum(len(p.ids) - 1 for q in measurement.asked for p in (q.target, q.baseline))
     assert len(measurement.packed) < 0.6 * lengths
+
+
+def probability(lm: LanguageModel, prompt: str, target: str) -> float:
+    """p of the target's tokens after the prompt, from transformers' own forward of the whole text."""
+    start = lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = lm.tokenizer(f"{prompt} {target}", add_special_tokens=False)["input_ids"]
+    logs = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return float(sum(logs[i - 1, ids[i]] for i in range(len(start), len(ids))).exp())
+
+
+def test_the_reverse_prompt_asks_for_the_subject_and_changes_no_other_probability() -> None:
+    lm = random_model("llama")
+    both = replace(FACT, reverse="{} is the capital of")
+    asked = questions(lm, both, "Oslo", "Paris", 2)
+    assert [q.kind for q in asked] == [q.kind for q in questions(lm, FACT, "Oslo", "Paris", 2)] + ["reverse"]
+    assert asked[-1].draws == ()  # its subject is the answer: there is nothing to noise
+    noise = NoiseTable(0, "a", 0.3, 2, lm.arch.embedding.weight.shape[1])
+    with_it = Measurement(lm, asked, noise)
+    without = Measurement(lm, questions(lm, FACT, "Oslo", "Paris", 2), noise)
+    edits = several_blocks(lm)
+    assert np.abs(with_it.before()[:-1] - without.before()).max() < 1e-12
+    assert np.abs(with_it.after(edits)[:, :-1] - without.after(edits)).max() < 1e-12
+    by_hand = [probability(lm, f"{known} is the capital of", "France") for known in ("Oslo", "Paris")]
+    assert with_it.before()[-1] == pytest.approx(by_hand, rel=1e-6)
+    with applied(lm, edits[0]):
+        by_hand = [probability(lm, f"{known} is the capital of", "France") for known in ("Oslo", "Paris")]
+    assert with_it.after(edits)[0, -1] == pytest.approx(by_hand, rel=1e-6)
+    assert with_it.plain(edits[0])[-1] == pytest.approx(by_hand, rel=1e-6)
+    frame = edit_frame(
+        both, "error_injection", "rome", 1, "Oslo", "Paris", with_it.before(), edits, with_it.after(edits),
+        Harm.unknown(len(edits)),
+    )  # fmt: skip
+    back = frame[frame["prompt_kind"] == "reverse"]
+    assert len(back) == len(edits)
+    assert set(back["prompt_index"]) == {0}
+    assert back["p_post"].to_numpy() == pytest.approx(with_it.after(edits)[:, -1, 0])
+
+
+def test_in_float32_other_probabilities_move_by_rounding_alone() -> None:
+    lm = load(str(TINY_MODEL), device="cpu")
+    facts = read_facts("embedded", TINY_FACTS, 0)[:3]
+    for fact in facts:
+        before, after = (
+            Measurement(lm, questions(lm, each, fact.target_false, fact.target_true, 0), None)
+            for each in (fact, replace(fact, reverse="One who lives near {} is called"))
+        )
+        assert np.abs(after.before()[:-1] - before.before()).max() < 1e-6
+        edits = several_blocks(lm)
+        assert np.abs(after.after(edits)[:, :-1] - before.after(edits)).max() < 1e-6

@@ -28,8 +28,8 @@ SCORES = ("rewrite", "paraphrase", "neighborhood", "overall")
 TEXT, NUMBER, WHOLE, TRUTH, TEXTS = "large_string", "double", "int64", "bool", "list<element: string>"
 FACTS = {
     "fact_id": TEXT, "relation": TEXT, "subject": TEXT, "prompt": TEXT, "target_true": TEXT, "target_false": TEXT,
-    "paraphrases": TEXTS, "neighborhood": TEXTS, "source": TEXT, "p_true": NUMBER, "greedy_correct": TRUTH,
-    "kept": TRUTH, "drop_reason": TEXT,
+    "paraphrases": TEXTS, "neighborhood": TEXTS, "source": TEXT, "reverse": TEXT, "p_true": NUMBER,
+    "greedy_correct": TRUTH, "kept": TRUTH, "drop_reason": TEXT,
 }  # fmt: skip
 TRACE = {
     "fact_id": TEXT, "module": TEXT, "window": WHOLE, "token_index": WHOLE, "token": TEXT, "token_role": TEXT,
@@ -45,7 +45,7 @@ EDITS = {
 SCORED = {
     "fact_id": TEXT, "relation": TEXT, "problem": TEXT, "method": TEXT, "window": WHOLE, "layer": WHOLE, "acts": TRUTH,
     "rewrite": NUMBER, "paraphrase": NUMBER, "paraphrase_first": NUMBER, "neighborhood": NUMBER,
-    "neighborhood_first": NUMBER, "overall": NUMBER,
+    "neighborhood_first": NUMBER, "overall": NUMBER, "reverse": NUMBER,
     "trace_module": TEXT, "trace_window": WHOLE, "fraction": NUMBER, "effect": NUMBER, "last_subject": NUMBER,
     "last_subject_fraction": NUMBER,
     "denominator": NUMBER, "update_norm": NUMBER, "text_loss_pre": NUMBER, "text_loss_post": NUMBER,
