@@ -5,10 +5,11 @@ from pathlib import Path
 from pipeline.analysis.collapse import collapse_table, r2_without_collapsed
 from pipeline.analysis.comparison import comparison_table
 from pipeline.analysis.profiles import Resampling
+from pipeline.analysis.reverse import reverse_table
 from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
 from pipeline.analysis.targets import function_word_targets
 from pipeline.disk import write_bytes
-from pipeline.report import collapse, comparison, extras, figures, layers, manifest, page, sources
+from pipeline.report import collapse, comparison, extras, figures, layers, manifest, page, reverse, sources
 from pipeline.settings.params import Params
 from pipeline.tables import write_csv, write_json
 from stages._run import run_stage
@@ -22,9 +23,10 @@ def main(params: Params) -> None:
     plan = Resampling(**settings.resampling, seed=params.seed)
     rewrite, traced = rewrite_by_layer_table(run.scores, plan), trace_by_layer_table(run.trace, plan)
     harm, compared = collapse_table(run.scores, run.edits), comparison_table(run.scores, plan)
+    back = reverse_table(run.scores, run.edits, compared)
     r2 = r2_without_collapsed(run.scores, score, measure, keep_null_layers=settings.null_layers == "keep")
     now = {extra.name: params.identity(extra.name, run.model["fingerprint"]) for extra in extras.EXTRAS}
-    more = extras.sections(out, data, now, sure)
+    more = [*reverse.sections(back), *extras.sections(out, data, now, sure)]
     plots = [
         figures.trace_by_layer(traced, sure),
         figures.trace_heatmap(run.trace, run.facts, params.report.example_fact),
@@ -36,7 +38,7 @@ def main(params: Params) -> None:
     ]
     saved = page.save(plots + [plot for section in more for plot in section.plots], out / "figures", params.report.dpi)
     made = {"rewrite_by_layer": rewrite, "trace_by_layer": traced, "collapse": harm, "collapse_r2": r2}
-    for name, table in (made | {"methods": compared}).items():
+    for name, table in (made | {"methods": compared, "reverse": back}).items():
         write_csv(table, out / f"{name}.csv")
     counts, targets = count_edits(run.edits, params.edit.erasure_min_p), function_word_targets(run.edits)
     write_json(page.metrics(run.regressions, run.scores, run.facts, counts, targets), out / "metrics.json")
