@@ -18,8 +18,8 @@ def sections(table: pd.DataFrame) -> list[Section]:
         ends = (float("nan"),) * 2 if few else (row["reverse_low"], row["reverse_high"])
         rows.append(
             [
-                f"{words(row['problem'])}, {method_label(row['method'])}", str(row["n_facts"]), number(row["p_pre"], 4),
-                number(row["p_post"], 4), number(row["p_baseline_pre"], 4), number(row["p_baseline_post"], 4),
+                f"{words(row['problem'])}, {method_label(row['method'])}", str(row["n_facts"]), _p(row["p_pre"]),
+                _p(row["p_post"]), _p(row["p_baseline_pre"]), _p(row["p_baseline_post"]),
                 with_interval(row["reverse"], *ends), number(row["rewrite"]),
             ]
         )  # fmt: skip
@@ -42,7 +42,12 @@ def _found(table: pd.DataFrame) -> str:
     return (
         "After an edit of what follows the subject, does the new object lead back to the subject? For "
         f"{who}, over {facts_phrase(int(first['n_facts']))}, the probability of the subject after a prompt about the "
-        f"edit's target is {number(first['p_pre'], 4)} before and {number(first['p_post'], 4)} after the edit: a "
+        f"edit's target is {_p(first['p_pre'])} before and {_p(first['p_post'])} after the edit: a "
         f"reverse score of {number(first['reverse'])}, where the rewrite score is {number(first['rewrite'])}. Many "
         "subjects share an object, so the probability is small even where the model knows the fact."
     )
+
+
+def _p(value: float) -> str:
+    """A probability; names of several tokens have small ones."""
+    return number(value, 4) if value != value or value >= 1e-3 or value == 0 else f"{value:.1e}"

@@ -54,5 +54,8 @@ def test_the_section_says_the_numbers_and_is_left_out_without_any() -> None:
     assert list(row[:6]) == ["error injection, ROME", "2", "0.0150", "0.2000", "0.5000", "0.2500"]
     assert row[6] == "0.050"  # no interval of two facts
     assert sum(columns for _, columns in section.tables[0].groups) == len(section.tables[0].head) == len(row)
+    small = edits.assign(p_pre=edits["p_pre"] * 1e-6)
+    (section,) = sections(reverse_table(scores, small, comparison_table(scores, PLAN)))
+    assert section.tables[0].rows[0][2] == "1.5e-08"
     scores, edits = tables(())
     assert sections(reverse_table(scores, edits, comparison_table(scores, PLAN))) == []
