@@ -51,22 +51,29 @@ def fact_measures(edits: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[np.lexsort((table["layer"], by))].reset_index(drop=True)
 
 
-def counterfact_table(edits: pd.DataFrame, plan: Resampling) -> pd.DataFrame:
-    """reports/counterfact.csv: one row per method and layer, in the order of `edits` and by layer.
+def counterfact_table(edits: pd.DataFrame, plan: Resampling, generated: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The table's measures: one row per method and layer, in the order of `edits` and by layer.
+
+    generated: a fact's GE and RS by method, layer and fact_id, each NaN where it has none; None where no text was
+    generated.
 
     Returns
     -------
     DataFrame with the columns COUNTERFACT_COLUMNS: means over facts, with bootstrap intervals by facts (_low, _high);
     that of S resamples facts with all their measures and takes the harmonic mean anew. n_facts counts the facts whose
     edit did not fail; a fact without paraphrases, say, is missing from PS and PM alone. S is 0 where one of its
-    parts is, NaN where one is. GE and RS are NaN. No row where no error was injected.
+    parts is, NaN where one is. GE and RS are NaN without `generated`. No row where no error was injected.
     """
     rows = []
-    for (method, layer), group in fact_measures(edits).groupby(["method", "layer"], sort=False):
-        values = group[list(MEASURES)].to_numpy(dtype=np.float64)
+    measures = fact_measures(edits)
+    if generated is not None:
+        measures = measures.merge(generated[[*_EDIT, *GENERATED]], on=_EDIT, how="left")
+    names = [*MEASURES, *(GENERATED if generated is not None else ())]
+    for (method, layer), group in measures.groupby(["method", "layer"], sort=False):
+        values = group[names].to_numpy(dtype=np.float64)
         mean, low, high, n = mean_interval(values, plan)
         row: dict[str, object] = {"method": method, "layer": layer, "n_facts": len(group)}
-        for name, *three in zip(MEASURES, mean, low, high, strict=True):
+        for name, *three in zip(names, mean, low, high, strict=True):
             row |= with_ends(name, *three)
         parts = [MEASURES.index(name) for name in IN_S]
         count = int(n[parts].min())

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.compute import inputs, statistics
 from pipeline.edit.methods import moments_window
+from pipeline.edit.published import place
 from pipeline.errors import UserError
 from pipeline.settings.params import Params
 from pipeline.tables import read_record, write_json
@@ -17,9 +19,14 @@ from pipeline.tables import read_record, write_json
 STATISTICS = inputs.MEASURES / "statistics"
 
 
-def edited(params: Params) -> Params:
-    """The settings with, as layers to edit, those of the sections table and scaling together."""
-    layers = sorted({*params.table.layers, *params.scaling.layers})
+def edited(params: Params, model: Mapping[str, Any]) -> Params:
+    """The settings with, as layers to edit, those of the sections table and scaling together, and those of the papers.
+
+    model: what data/model.json says.
+    """
+    places = [place(method, str(model.get("family")), model["layers"]) for method in params.table.methods]
+    published = {there.layer for there in places if there}
+    layers = sorted({*params.table.layers, *params.scaling.layers, *published})
     return params.model_copy(update={"edit": params.edit.model_copy(update={"layers": tuple(layers)})})
 
 

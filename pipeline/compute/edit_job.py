@@ -88,13 +88,13 @@ class EditJob:
         return [Unit(key(**depends, step=self.step, fact=asdict(fact)), fact.fact_id, fact) for fact in self.facts]
 
     def worker(self) -> Callable[[Unit], pa.Table]:
-        worker = _EditWorker(
+        worker = EditWorker(
             self, set_up(self.params, self.model["source"], fast=path(self.params, self.model) == "fast")
         )
         return lambda unit: to_arrow(worker.frame(unit.item))
 
 
-class _EditWorker:
+class EditWorker:
     """Edits facts one after the other with one model."""
 
     def __init__(self, job: EditJob, lm: LanguageModel):
@@ -117,6 +117,10 @@ class _EditWorker:
 
     def frame(self, fact: Fact) -> pd.DataFrame:
         """data/edits' rows of one fact; a fact that cannot be edited has rows that say why."""
+        return self.edited(fact)[0]
+
+    def edited(self, fact: Fact) -> tuple[pd.DataFrame, list[Edit]]:
+        """`frame`, and the edits themselves."""
         target = baseline = ""
         try:
             o_noise = self._noised_answer(fact) if self.problem.target == "noise" else None
@@ -143,7 +147,7 @@ class _EditWorker:
         edits = [_checked(edit, after[e]) for e, edit in enumerate(edits)]
         method, window = self.job.method.name, self.editor.window
         frame = edit_frame(fact, self.job.problem, method, window, target, baseline, before, edits, after, harm)
-        return frame.assign(update_key=self.update_key)
+        return frame.assign(update_key=self.update_key), edits
 
     def _noised_answer(self, fact: Fact) -> str:
         samples, kind = self.params.noise.samples, self.params.edit.reversal_target

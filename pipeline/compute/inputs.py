@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from pipeline.compute.keys import versions
 from pipeline.compute.store import Store
 from pipeline.disk import digest
 from pipeline.errors import UserError
-from pipeline.facts.choose import kept_facts, of_relations, trim
+from pipeline.facts.choose import kept_facts, known_facts, of_relations, trim
 from pipeline.facts.download import fetched, located
 from pipeline.facts.fact import Fact, FactFile
 from pipeline.facts.readers import read_fact_file
@@ -45,9 +48,18 @@ def model(params: Params) -> dict[str, Any]:
 
 def facts() -> tuple[Fact, ...]:
     """The facts of this run."""
+    return _facts(kept_facts)
+
+
+def known() -> tuple[Fact, ...]:
+    """All facts that the model knows, this run's first."""
+    return _facts(known_facts)
+
+
+def _facts(choice: Callable[[pd.DataFrame], list[Fact]]) -> tuple[Fact, ...]:
     path = DATA / "facts.parquet"
     try:
-        return tuple(kept_facts(read(path, FACTS)))
+        return tuple(choice(read(path, FACTS)))
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
@@ -89,16 +101,22 @@ def surroundings(params: Params, window: int) -> dict[str, dict[str, Any]]:
     facts: SHA-256 of the file or folder that the facts are read from, fetched first where `facts.path` is `download`;
     text: SHA-256 of the file for the second moments; model: a hash of the model's folder; null where none is named or
     none is there. libraries: the versions that are in every unit's key. moments: the `window` of blocks that an edit
-    changes at the most, so that a method of wider windows gets the second moments it needs. measures: SHA-256 of the
+    changes at the most, so that a method of wider windows gets the second moments it needs. table: the sections of the
+    methods that `table` names, and SHA-256 of the file with its reference texts. measures: SHA-256 of the
     records that the stages of measures/dvc.yaml left, by their name.
     """
     text, name = params.statistics.text_file, Path(params.model.name).expanduser()
+    snippets = None if params.table.snippets is None else Path(params.table.snippets)
     return {
         "facts": {"sha256": _content(fetched(params.facts.source, params.facts.path))},
         "text": {"sha256": digest(text) if text is not None and text.is_file() else None},
         "model": {"fingerprint": fingerprint(name) if name.is_dir() else None},
         "libraries": versions(),
         "moments": {"window": window},
+        "table": {
+            "methods": {name: params.sections[name] for name in params.table.methods if name in params.sections},
+            "snippets": digest(snippets) if snippets is not None and snippets.is_file() else None,
+        },
         "measures": {path.stem: digest(path) for path in sorted(MEASURES.glob("*.json"))},
     }
 

@@ -22,6 +22,8 @@ from pipeline.tables import FACTS
 
 T = TypeVar("T")
 
+BEYOND = "not among the first"  # how the reason begins for which a known fact is not kept
+
 _FACT_COLUMNS = tuple(FACTS)[: tuple(FACTS).index("p_true")]
 _LISTS = ("paraphrases", "neighborhood")
 
@@ -78,8 +80,21 @@ def choose(facts: Sequence[Fact], known: Sequence[Known], rule: KnownRule, count
     if all(fact.source == EMBEDDED for fact in facts):
         order = _take_turns(order, lambda i: facts[i].relation, lambda i: facts[i].target_true)
     kept = set(order[:count])
-    beyond = f"not among the first {count} known facts"
+    beyond = f"{BEYOND} {count} known facts"
     return [(i in kept, reason or ("" if i in kept else beyond)) for i, reason in enumerate(reasons)]
+
+
+def known_facts(frame: pd.DataFrame) -> list[Fact]:
+    """All facts of data/facts.parquet that the model knows, in the order in which `choose` takes them.
+
+    So the run's own come first. Raises UserError as `kept_facts` does.
+    """
+    kept = kept_facts(frame)
+    further = kept_facts(frame.assign(kept=frame["kept"] | frame["drop_reason"].str.startswith(BEYOND)))
+    if all(fact.source == EMBEDDED for fact in further):
+        further = _take_turns(further, lambda fact: fact.relation, lambda fact: fact.target_true)
+    own = {fact.fact_id for fact in kept}
+    return [fact for fact in further if fact.fact_id in own] + [fact for fact in further if fact.fact_id not in own]
 
 
 def _unknown(measured: Known, rule: KnownRule) -> str:

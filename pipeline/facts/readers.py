@@ -54,6 +54,20 @@ def _target(rewrite: dict[str, Any], key: str) -> str:
     return target
 
 
+def object_ids(path: Path) -> dict[str, str]:
+    """Wikidata's ids (Q142) of the objects that a CounterFact file in its own layout names; records without are passed
+    over.
+    """
+    found: dict[str, str] = {}
+    for record in _read_json(path):
+        rewrite = record.get("requested_rewrite") if isinstance(record, dict) else None
+        for key in ("target_true", "target_new"):
+            target = rewrite.get(key) if isinstance(rewrite, dict) else None
+            if isinstance(target, dict) and isinstance(target.get("str"), str) and isinstance(target.get("id"), str):
+                found.setdefault(target["str"], target["id"])
+    return found
+
+
 def _read_counterfact_flat(path: Path, seed: int, most: int | None) -> FactFile:
     """The layout names no relation; the prompt's template stands for it."""
     read = Reading(path)

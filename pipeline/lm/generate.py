@@ -41,34 +41,38 @@ def continuations(
     temperature: float = 0.0,
     seeds: Sequence[int] = (),
     top_k: int = 0,
+    ends: bool = True,
+    rows: Callable[[Sequence[int]], Any] = lambda group: None,
 ) -> list[list[int]]:
     """The next token ids of each prompt, at most `tokens` of them; a token that ends the text is the last one.
 
     temperature: 0 takes the likeliest token each time, else each text is drawn with its own of `seeds`, one a prompt.
-    top_k: draw among so many of the likeliest tokens, 0 for all.
+    top_k: draw among so many of the likeliest tokens, 0 for all. ends: False goes on after a token that ends the text.
+    rows: told, before each run of the model, which of `prompts` the rows of its batch go on from.
     A text depends on what else is in the batch through the rounding of its logits alone.
     """
     texts: list[list[int]] = [[] for _ in prompts]
-    ends = end_tokens(lm)
+    last = end_tokens(lm) if ends else []
     for group in _groups(lm, prompts):
         generators = [torch.Generator().manual_seed(seeds[i]) for i in group] if temperature else []
         step, more = _padded([prompts[i] for i in group], lm.device)
         cache = None
         for left in range(tokens, 0, -1):
+            rows(group)
             out = lm.model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1, **more)
             logits, cache = out.logits[:, -1].float().cpu(), out.past_key_values
             following = _drawn(logits / temperature, generators, top_k) if temperature else logits.argmax(-1)
             for i, token in zip(group, following.tolist(), strict=True):
-                if not texts[i] or texts[i][-1] not in ends:
+                if not texts[i] or texts[i][-1] not in last:
                     texts[i].append(token)
-            alive = [row for row, i in enumerate(group) if texts[i][-1] not in ends]
+            alive = [row for row, i in enumerate(group) if texts[i][-1] not in last]
             if left == 1 or not alive:
                 break
             step = following[:, None].to(lm.device)
             if len(alive) <= SHRINK * len(group):
-                rows = torch.tensor(alive, device=lm.device)
-                cache.batch_select_indices(rows)
-                step, more = step[rows], {name: value[rows] for name, value in more.items()}
+                kept = torch.tensor(alive, device=lm.device)
+                cache.batch_select_indices(kept)
+                step, more = step[kept], {name: value[kept] for name, value in more.items()}
                 group, generators = [group[row] for row in alive], [generators[row] for row in alive if generators]
             if more:
                 mask = torch.cat([more["attention_mask"], torch.ones_like(step)], 1)

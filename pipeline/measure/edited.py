@@ -1,12 +1,14 @@
 """A model under edits: what it gives for a recorded text without a weight touched, and the edit in the weights.
 
-No update is multiplied out: all edits climb through one resumed forward (pipeline.edit.climbing).
+No update is multiplied out: for a recorded text all edits climb through one resumed forward (pipeline.edit.climbing),
+and text that is yet to be written has a row of the batch for each edit, to whose MLP outputs the edit's are added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,3 +51,37 @@ def applied(lm: LanguageModel, edit: Edit | None) -> Iterator[None]:
         for update in updates:
             lm.arch.add_to_weight(update.layer, update.matrix())
         yield
+
+
+@contextmanager
+def by_row(lm: LanguageModel, edits: Sequence[Edit]) -> Iterator[Callable[[Sequence[int]], None]]:
+    """Within: each row of a batch that the model runs is under an edit of its own, and no weight is touched.
+
+    Yields what has to be told before each run: which of `edits` each row of the batch is under.
+    """
+    rows: dict[int, list[int]] = {}  # of each edit that is in the batch
+    told: list[int] = []
+
+    def tell(of: Sequence[int]) -> None:
+        if told != list(of):
+            told[:] = of
+            rows.clear()
+            rows.update({e: [row for row, other in enumerate(of) if other == e] for e in set(of)})
+
+    def adding(layer: int) -> Callable[..., Tensor]:
+        """A hook on a down-projection; some families flatten batch and tokens before it."""
+        here = [(e, update) for e, edit in enumerate(edits) for update in edit.updates if update.layer == layer]
+
+        def hook(_module: Any, args: tuple[Tensor], output: Tensor) -> Tensor:
+            keys, changed = (x.reshape(len(told), -1, x.shape[-1]) for x in (args[0], output.clone()))
+            for e, update in here:
+                if e in rows:
+                    changed[rows[e]] += update.output(keys[rows[e]]).to(changed)
+            return changed.reshape(output.shape)
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer in {update.layer for edit in edits for update in edit.updates}:
+            stack.callback(lm.arch.down_projs[layer].register_forward_hook(adding(layer)).remove)
+        yield tell

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.settings.fields import LIST_OF, MODULES, AtLeast0, AtLeast1, Line, Module, Several
+from pipeline.settings.fields import LIST_OF, MODULES, AtLeast0, AtLeast1, Line, Module, ProjectPath, Several
 from pipeline.settings.sections import Section
 
 _FACTS = "null for all of the run's, or a whole number of facts, at least 1"
@@ -39,6 +39,10 @@ class TableParams(Section):
     methods: Several[Line] = Field(description=_METHODS)
     layers: Several[AtLeast0] = Field(description=_LAYERS)
     generate_tokens: AtLeast1 = Field(description="a whole number of tokens, at least 1")
+    generate_prompts: AtLeast1 = Field(description="a whole number of texts, at least 1")
+    snippets: ProjectPath | None = Field(
+        description="null, or the path of attribute_snippets.json inside the project (without ..), or an absolute one"
+    )
 
 
 class ScalingParams(Section):

@@ -68,6 +68,12 @@ class Params(Section):
         plain = {key: value for key, value in section.items() if key != "by_problem"}
         return plain | section["by_problem"].get(problem, {})
 
+    def with_section(self, method: str, **keys: Any) -> "Params":
+        """These settings with the method's section being `keys`, for all problems."""
+        changed = self.model_copy()
+        changed._sections = self._sections | {method: {**keys, "by_problem": {}}}
+        return changed
+
     def tree(self) -> dict[str, Any]:
         """All settings as params.yaml has them, for JSON."""
         return self.model_dump(mode="json") | self._sections
@@ -115,6 +121,11 @@ def _contradictions(params: Params) -> Iterator[str]:
         yield (
             f"statistics.tokens is {statistics.tokens} but must be at least statistics.sequence_length, "
             f"{statistics.sequence_length}"
+        )
+    if params.table.snippets is not None and params.facts.source != "counterfact":
+        yield (
+            f"table.snippets is {params.table.snippets} but must be null unless facts.source is counterfact, whose "
+            "records name the objects that the snippets are of"
         )
     for score, key, count in (
         ("paraphrase", "max_paraphrases", params.facts.max_paraphrases),

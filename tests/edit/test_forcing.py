@@ -105,7 +105,7 @@ def watched(
     job = EditJob(params, model, (FACT,), 0.3, METHODS[method], "fact_forcing", {"source_key": ""}, texts, folder)
     with pytest.MonkeyPatch.context() as patch, Watch(lm) as watch:
         patch.setattr(edit_job, "set_up", lambda params, source, fast=True: lm)
-        edit = edit_job._EditWorker._edit
+        edit = edit_job.EditWorker._edit
 
         def editing(self: Any, request: Any) -> Any:
             watch.editing = True
@@ -114,7 +114,7 @@ def watched(
             finally:
                 watch.editing = False
 
-        patch.setattr(edit_job._EditWorker, "_edit", editing)
+        patch.setattr(edit_job.EditWorker, "_edit", editing)
         table = job.worker()(job.units()[0])
     assert set(table["status"].to_pylist()) == {"ok"}
     return watch
