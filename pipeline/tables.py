@@ -43,6 +43,10 @@ SCORES = {
     "denominator": NUMBER, "update_norm": NUMBER, "text_loss_pre": NUMBER, "text_loss_post": NUMBER,
     "collapsed": TRUTH,
 }  # fmt: skip
+TABLE_TEXTS = {  # of stage table: a row a text, what it is before and after an edit, its GE, and the fact's RS
+    "fact_id": TEXT, "method": TEXT, "layer": WHOLE, "prompt_index": WHOLE, "prompt": TEXT, "before": TEXT,
+    "after": TEXT, "entropy": NUMBER, "reference": NUMBER,
+}  # fmt: skip
 
 LEFT_OUT = ("record", "source_file", "reason")  # of data/left_out.csv
 

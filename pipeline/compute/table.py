@@ -29,7 +29,7 @@ from pipeline.measure.generation import (
     statements,
 )
 from pipeline.settings.params import Params
-from pipeline.tables import FACTS, read
+from pipeline.tables import FACTS, TABLE_TEXTS, read
 
 BEST, PAPERS = "best on other facts", "published depth"  # why a method is shown at a layer
 
@@ -114,8 +114,7 @@ def texts(params: Params, rows: pd.DataFrame) -> pd.DataFrame:
     for (fact_id, _, _), group in said.groupby(["fact_id", "method", "layer"]):
         score = reference_score(list(whole[group.index]), references[fact_id], weights)
         said.loc[group.index, "reference"] = score
-    columns = ["fact_id", "method", "layer", "prompt_index", "prompt", "before", "after", "entropy", "reference"]
-    return said[columns].reset_index(drop=True)
+    return said[list(TABLE_TEXTS)].reset_index(drop=True)
 
 
 def _references(params: Params, said: pd.DataFrame) -> tuple[dict[str, tuple[str, ...]], TfIdf]:

@@ -15,7 +15,8 @@ class Table:
     """A table of the page: what stands in its head and rows, as text, and what a reader must know to read it.
 
     groups: headings over several columns, each with its number of columns; () for none. The first column is the rows'
-    heading. source: the CSV file below reports/ that has the same numbers and more.
+    heading. source: the CSV file below reports/ that has the same numbers and more. wraps: cells are texts, on several
+    lines.
     """
 
     title: str
@@ -24,6 +25,7 @@ class Table:
     note: str = ""
     groups: Sequence[tuple[str, int]] = ()
     source: str = ""
+    wraps: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

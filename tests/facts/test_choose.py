@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.facts.choose import KnownRule, choose, facts_to_frame, kept_facts, trim
+from pipeline.facts.choose import KnownRule, choose, facts_to_frame, kept_facts, known_facts, trim
 from pipeline.facts.fact import Fact, Known
 from pipeline.facts.readers import read_fact_file, read_facts
 from pipeline.tables import FACTS
@@ -53,6 +53,22 @@ def test_known_rules(rule: KnownRule, measured: Known, reason: str) -> None:
     sure = fact("sure"), Known(0.9, True, True)
     (_, first) = choose([sure[0], fact()], [sure[1], measured], rule, None)
     assert first == (not reason, reason)
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(1, 60), more=st.integers(0, 60), every=st.integers(1, 5))
+def test_known_facts_go_on_as_a_higher_count_would(carried: list[Fact], count: int, more: int, every: int) -> None:
+    facts = carried[::80]
+    known = [Known(0.5, i % every == 0, True) for i in range(len(facts))]
+
+    def table(n: int | None) -> pd.DataFrame:
+        return facts_to_frame(facts, known, choose(facts, known, GREEDY, n))
+
+    found = known_facts(table(count))
+    assert {fact.fact_id for fact in found} == {fact.fact_id for fact in kept_facts(table(None))}
+    for n in (count, count + more):
+        assert {fact.fact_id for fact in found[:n]} == {fact.fact_id for fact in kept_facts(table(n))}
+    assert found == known_facts(table(None))
 
 
 def test_no_known_fact_is_an_error() -> None:

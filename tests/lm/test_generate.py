@@ -102,6 +102,22 @@ def test_draws_among_the_likeliest_alone() -> None:
     assert (shares - wanted).abs().max() < 5 * 0.5 / n**0.5
 
 
+def test_what_a_batchs_rows_are_is_told_before_each_run(lm: LanguageModel) -> None:
+    told: list[list[int]] = []
+    ran: list[int] = []
+    hook = lm.model.register_forward_pre_hook(
+        lambda _module, _args, how: ran.append(len(how["input_ids"])), with_kwargs=True
+    )
+    try:
+        texts = continuations(lm, PROMPTS, TOKENS, rows=lambda group: told.append(list(group)))
+    finally:
+        hook.remove()
+    assert [len(group) for group in told] == ran
+    # A row may be kept past its text's end, never let go before it.
+    assert all(sum(i in group for group in told) >= len(text) for i, text in enumerate(texts))
+    assert texts == continuations(lm, PROMPTS, TOKENS)
+
+
 @pytest.mark.parametrize(("named", "ends"), [(None, []), (7, [7]), ([7, 9], [7, 9])])
 def test_the_tokens_that_end_a_text(named: int | list[int] | None, ends: list[int]) -> None:
     lm = random_model("gpt2")
