@@ -125,6 +125,7 @@ def _references(params: Params, said: pd.DataFrame) -> tuple[dict[str, tuple[str
     if params.table.snippets is None:
         found = {i: reference_texts(facts, relation, new, subject) for i, relation, subject, new in named}
         return found, TfIdf(text for texts_ in statements(facts) for text in texts_)
-    snippets, ids = read_snippets(Path(params.table.snippets)), object_ids(located(params.facts.source, params.facts.path))
+    snippets = read_snippets(Path(params.table.snippets))
+    ids = object_ids(located(params.facts.source, params.facts.path))
     found = {i: snippets.get((relation, ids.get(new, "")), ()) for i, relation, _, new in named}
     return found, TfIdf(text for of in snippets.values() for text in of)
