@@ -99,6 +99,7 @@ for dotted, value, *told in (
     ("edit.problems", [["error_injektion"]], "edit.problems[0]", "did you mean error_injection?"),
     ("trace.windows", [[5, 5]], "trace.windows holds 5 twice", "once"),
     ("model.revision", ["main"], "model.revision is 'main'", "null for trained:tiny"),
+    ("table.snippets", ["data/facts.json"], "table.snippets is data/facts.json", "unless facts.source is counterfact"),
     ("statistics.tokens", [10], "statistics.tokens is 10", "statistics.sequence_length"),
     ("facts.max_neighborhood", [0], "facts.max_neighborhood is 0", "raise it"),
     ("facts.max_left_out_share", [-0.1], "facts.max_left_out_share is -0.1", "0 to 1"),
