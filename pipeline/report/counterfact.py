@@ -64,17 +64,17 @@ def _first(table: pd.DataFrame, confidence: float) -> str:
     nothing = table.loc[table["method"] == UNEDITED, "S"].iloc[0]
     if rows.empty:
         return "No method has an S on these facts."
-    top = rows.loc[rows["S"].idxmax()]
+    tops = rows[rows["S"] >= rows["S"].max() - 1e-9]
+    names = listed([f"{method_label(row['method'])} ({_place(row['layer'])})" for _, row in tops.iterrows()])
+    top = tops.iloc[0]
     few = top["n_facts"] < MIN_FACTS_OF_MEANS
-    low, high = (float("nan"),) * 2 if few else (top["S_low"], top["S_high"])
-    sure = (
-        f"below {MIN_FACTS_OF_MEANS} facts no interval is given, as it would miss the mean too often"
-        if few
-        else f"{confidence:.0%} interval from resampled facts"
-    )
+    low, high = (float("nan"),) * 2 if few or len(tops) > 1 else (top["S_low"], top["S_high"])
+    sure = f"{confidence:.0%} interval from resampled facts; " if low == low else ""
+    if few:
+        sure = f"below {MIN_FACTS_OF_MEANS} facts no interval is given, as it would miss the mean too often; "
     return (
-        f"The highest S is that of {method_label(top['method'])}, {_where(top)}: "
-        f"{_cell(top['S'], low, high)} ({sure}); the unedited model has {_cell(nothing)}."
+        f"Of methods at the layer that is best on other facts, {names} {'has' if len(tops) == 1 else 'have'} the "
+        f"highest S: {_cell(top['S'], low, high)} ({sure}the unedited model has {_cell(nothing)})."
     )
 
 

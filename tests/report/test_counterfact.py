@@ -92,13 +92,25 @@ def test_each_method_stands_beside_what_is_published_of_it(tmp_path: Path) -> No
 
 def test_the_text_says_what_was_chosen_on_what_and_what_an_edit_that_does_nothing_gets(tmp_path: Path) -> None:
     text = " ".join(section(tmp_path).paragraphs)
-    assert text.startswith("The highest S is that of ROME, layer 9, best on other facts: 85.0 (72.5 to 97.5) (95%")
-    assert "the unedited model has 20.0" in text
+    assert text.startswith(
+        "Of methods at the layer that is best on other facts, ROME (layer 9) has the highest S: 85.0"
+    )
+    assert "85.0 (72.5 to 97.5) (95% interval from resampled facts; the unedited model has 20.0)" in text
     assert "Each of 50 facts that the model knows" in text
     assert "highest on 7 facts that are not among these" in text
     assert "what an edit that does nothing would get" in text
     assert "Asked for" not in text
     assert "2 texts a fact of 20 tokens" in text
+
+
+def test_methods_that_tie_are_all_named(tmp_path: Path) -> None:
+    reports, data = project(tmp_path)
+    path = reports / "counterfact.csv"
+    table = pd.read_csv(path)
+    table.loc[table["method"] == "kn", "S"] = 0.85
+    table.to_csv(path, index=False)
+    first = counterfact.section(reports, data, 0.95).paragraphs[0]
+    assert "ROME (layer 9) and KN (layer 3) have the highest S: 85.0 (the unedited model has 20.0)" in first
 
 
 def test_below_so_many_facts_no_interval_is_printed(tmp_path: Path) -> None:
