@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.compute.edit_job import EditJob, _EditWorker
+from pipeline.compute.edit_job import EditJob, EditWorker
 from pipeline.compute.keys import common, key, path
 from pipeline.compute.machine import set_up
 from pipeline.compute.work import Unit
@@ -111,7 +111,7 @@ class _Texts:
         return self._last[1:]
 
 
-class _EssenceWorker(_EditWorker):
+class _EssenceWorker(EditWorker):
     """Edits facts as the edit stage does, with texts about each fact's subject in place of a text of no subject."""
 
     def __init__(self, job: EditJob, texts: _Texts):

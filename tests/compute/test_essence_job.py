@@ -86,13 +86,13 @@ def test_perplexities_are_those_of_the_edit_stages_edits(
     shared: LanguageModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[list[Edit]] = []
-    whole = edit_job._EditWorker._edit
+    whole = edit_job.EditWorker._edit
 
     def kept(self: Any, request: Any) -> list[Edit]:
         made.append(whole(self, request))
         return made[-1]
 
-    monkeypatch.setattr(edit_job._EditWorker, "_edit", kept)
+    monkeypatch.setattr(edit_job.EditWorker, "_edit", kept)
     job = job_of(settings(), folder)
     of_edits = [
         unit_job.worker()(unit).to_pandas().drop_duplicates("layer")

@@ -52,7 +52,14 @@ def project(folder: Path, n_facts: int = 50, **asked: Any) -> tuple[Path, Path]:
     write(pd.DataFrame(said), data / "table_texts.parquet")
     facts = [
         {"fact_id": f"f{f}", "relation": "P1", "subject": f"{NASTY} {f}", "prompt": "{} is in", "target_true": "Rome"}
-        | {"target_false": "Oslo", "paraphrases": [""], "neighborhood": [""], "source": "embedded", "p_true": 0.9}
+        | {
+            "target_false": "Oslo",
+            "reverse": "",
+            "paraphrases": [""],
+            "neighborhood": [""],
+            "source": "embedded",
+            "p_true": 0.9,
+        }
         | {"greedy_correct": True, "kept": True, "drop_reason": ""}
         for f in range(3)
     ]
