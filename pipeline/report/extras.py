@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.report import essence
+from pipeline.report import aie, essence
 from pipeline.report.section import Section, record
 from pipeline.tables import read_record
 
@@ -31,6 +31,11 @@ EXTRAS: tuple[Extra, ...] = (
         name="essence",
         says="what edits leave of what the model has to say of a subject, by layer (about 20 minutes on 2 cores)",
         draw=essence.section,
+    ),
+    Extra(
+        name="maps",
+        says="average indirect effects; what is left of them without MLPs or attention (about 15 minutes on 2 cores)",
+        draw=aie.section,
     ),
 )
 
