@@ -1,17 +1,18 @@
 """`python -m benchmarks.maps [FACTS]`: the maps' traces beside their plain paths, on the embedded model, one thread.
 
-All that `make maps` computes for the first known facts (1, or as many as asked): hidden states, MLP and attention at
+All that `make maps` computes for the first known facts (3, or as many as asked): hidden states, MLP and attention at
 each of maps.windows, and the severed models, every token from the subject on at every layer. The fast path is timed
-whole, each trace with runs of its own as if it stood alone; the plain path on cells spread over tokens and layers, and
-extrapolated. Prints a table, writes benchmarks/maps.json; exit status 1 if a probability differs by more than BOUND.
+whole, the plain path on cells spread over tokens and layers, and extrapolated. Prints a table, writes
+benchmarks/maps.json; exit status 1 if a probability differs by more than BOUND.
 """
 
 from __future__ import annotations
 
+import itertools
 import platform
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,25 +39,30 @@ CELLS = 6  # of the plain path, for each fact and trace
 BOUND = 1e-4
 
 
-def compare_trace(
-    lm: LanguageModel, fact: Fact, what: str, made: Callable[[], FactTrace], module: str, window: int
-) -> Row:
-    """One trace of one fact; `made` sets it up, with no run of the model yet."""
-    memory = budget(None, lm.device, gradient=False)
-    prompt = made().prompt
+def compare_runs(traces: Sequence[FactTrace]) -> Row:
+    """The clean and corrupted runs that a fact's traces go on from: one for those of whole models, one for each
+    severed one, as the stage makes them.
+    """
+    fast, recorded = timed(lambda: [(traced.clean, traced.corrupt) for traced in traces])
+    plain, _ = timed(lambda: [(traced.p_clean, traced.p_corrupt) for traced in traces])
+    return Row("clean and corrupted runs", plain, fast, 0.0, "probability", BOUND, 2 * len(recorded))
+
+
+def compare_trace(lm: LanguageModel, traced: FactTrace, what: str, module: str, window: int) -> Row:
+    """One trace of one fact, whose clean and corrupted runs are there."""
+    memory, prompt = budget(None, lm.device, gradient=False), traced.prompt
     assert prompt.subject is not None
     rows = rows_within(lm, memory, len(prompt.reads) * prompt.target_start, gradient=False)
-    seconds, trace = timed(lambda: made().fast(module, window, rows))
-    tokens = range(prompt.subject[0], prompt.target_start)
-    slow, plain, worst = made(), [], 0.0
-    slow.plain_cell(module, window, tokens[0], 0)  # its clean and corrupted runs, which all cells share
+    seconds, trace = timed(lambda: traced.fast(module, window, rows))
+    tokens, plain, worst = range(prompt.subject[0], prompt.target_start), [], 0.0
+    traced.plain_cell(module, window, tokens[0], 0)  # makes the clean outputs that all cells share
     for cell in np.linspace(0, len(tokens) * lm.n_layers - 1, CELLS).astype(int):
         token, layer = tokens[cell // lm.n_layers], int(cell % lm.n_layers)
-        took, restored = timed(lambda token=token, layer=layer: slow.plain_cell(module, window, token, layer))  # type: ignore[misc]
+        took, restored = timed(lambda token=token, layer=layer: traced.plain_cell(module, window, token, layer))  # type: ignore[misc]
         plain.append(took)
         worst = max(worst, abs(restored - float(trace.restored[token, layer])))
     cells = len(tokens) * lm.n_layers
-    say(f"{fact.fact_id}, {what}: done")
+    say(f"{prompt.text}, {what}: done")
     return Row(what, statistics.mean(plain) * cells, seconds, worst, "probability", BOUND, cells)
 
 
@@ -67,18 +73,12 @@ def compare_fact(lm: LanguageModel, params: Params, fact: Fact, sd: float) -> li
     def noise() -> NoiseTable:
         return NoiseTable(params.seed, fact.fact_id, sd, samples, lm.embedding_width)
 
-    whole = [("hidden", 1), *((module, window) for module in ("mlp", "attn") for window in params.maps.windows)]
-    found = []
-    for module, window in whole:
-        name = f"{module}, window {window}"
-        found.append(compare_trace(lm, fact, name, lambda: FactTrace(lm, prompt, noise(), samples), module, window))
-    for severed in params.maps.severed:
-
-        def cut(severed: str = severed) -> FactTrace:
-            return SeveredTrace(lm, prompt, noise(), samples, severed)
-
-        found.append(compare_trace(lm, fact, f"hidden, {severed} severed", cut, "hidden", 1))
-    return found
+    whole = FactTrace(lm, prompt, noise(), samples)
+    severed = {name: SeveredTrace(lm, prompt, noise(), samples, name) for name in params.maps.severed}
+    found = [compare_runs([whole, *severed.values()]), compare_trace(lm, whole, "hidden, window 1", "hidden", 1)]
+    for module, window in itertools.product(("mlp", "attn"), params.maps.windows):
+        found.append(compare_trace(lm, whole, f"{module}, window {window}", module, window))
+    return found + [compare_trace(lm, cut, f"hidden, {name} severed", "hidden", 1) for name, cut in severed.items()]
 
 
 def main(count: int) -> int:
@@ -100,4 +100,4 @@ def main(count: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 1))
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 3))
