@@ -34,7 +34,7 @@ EXTRAS: tuple[Extra, ...] = (
     ),
     Extra(
         name="maps",
-        says="average indirect effects; what is left of them without MLPs or attention (about 15 minutes on 2 cores)",
+        says="average indirect effects; what is left of them without MLPs or attention (a few minutes on 2 cores)",
         draw=aie.section,
     ),
 )
