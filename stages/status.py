@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from pipeline.compute import inputs, status
-from pipeline.compute.pending import PARAMS, steps
+from pipeline.compute.pending import PARAMS, beside, steps
 from pipeline.edit.methods import load
 from pipeline.errors import UserError
 from pipeline.lm.cache import models_folder
@@ -23,7 +23,8 @@ from pipeline.watch import in_use
 def run(settings: Params, prune: bool) -> None:
     """Print the status; or remove, and say how much."""
     store, shared = inputs.store(settings), settings.compute.store_is_shared
-    found = status.survey(store.entries(), steps(settings, store))
+    needed = steps(settings, store)
+    found = status.survey(store.entries(), needed, beside(settings, needed))
     if not prune:
         print(status.render(found, shared=shared), f"units are in {store.root}, models in {models_folder()}", sep="\n")
         return

@@ -6,13 +6,13 @@ steps that build on it wait. No model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.compute import inputs, probe, statistics
+from pipeline.compute import inputs, maps_job, probe, statistics
 from pipeline.compute.edit_job import EditJob
 from pipeline.compute.essence_job import EssenceJob
 from pipeline.compute.known_job import KnownJob
@@ -46,6 +46,15 @@ def steps(settings: Params, store: Store) -> dict[str, Sequence[Unit] | str]:
     if (store.root / EssenceJob.step).is_dir():  # not every run has it
         found[EssenceJob.step] = moments or _essence(settings).units()
     return found
+
+
+def beside(settings: Params, found: Mapping[str, Sequence[Unit] | str]) -> set[tuple[str, str]]:
+    """(step, key) of the units of stages of measures/dvc.yaml, as far as they are known; found: `steps`' answer."""
+    if isinstance(found["trace"], str):  # they build on the same files
+        return set()
+    model, facts, sd = inputs.model(settings), inputs.facts(), inputs.sd(settings)
+    jobs = maps_job.jobs(settings, model, facts, sd)
+    return {(job.step, unit.key) for job in jobs for unit in job.units()}
 
 
 def _trace(settings: Params) -> TraceJob:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.compute.store import Entry
@@ -49,7 +49,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Survey:
-    """Steps in their order, the (step, key) of all that they need, and the entries that none of them does."""
+    """Steps in their order, the (step, key) of all that is needed, and the entries that are not."""
 
     lines: list[Line]
     needed: set[tuple[str, str]]
@@ -61,12 +61,19 @@ class Survey:
         return next((line for line in self.lines if line.waits), None)
 
 
-def survey(entries: Sequence[Entry], steps: Mapping[str, Sequence[Unit] | str]) -> Survey:
-    """Count `entries` against the units of each step; a text in place of units says what the step waits for."""
+def survey(
+    entries: Sequence[Entry], steps: Mapping[str, Sequence[Unit] | str], kept: Collection[tuple[str, str]] = ()
+) -> Survey:
+    """Count `entries` against the units of each step; a text in place of units says what the step waits for.
+
+    kept: (step, key) of what is needed too where it is there, and not missed where it isn't.
+    """
     stored: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         stored.setdefault((entry.step, entry.key), []).append(entry)
-    needed = {(step, unit.key) for step, units in steps.items() if not isinstance(units, str) for unit in units}
+    needed = set(kept) | {
+        (step, unit.key) for step, units in steps.items() if not isinstance(units, str) for unit in units
+    }
     lines = []
     for step, units in steps.items():
         if isinstance(units, str):

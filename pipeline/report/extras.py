@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.report import counterfact, essence
+from pipeline.report import aie, counterfact, essence
 from pipeline.report.section import Section, record
 from pipeline.tables import read_record
 
@@ -36,6 +36,11 @@ EXTRAS: tuple[Extra, ...] = (
         name="table",
         says="CounterFact's table, each method beside the unedited model and the papers, and what an edit sounds like",
         draw=counterfact.section,
+    ),
+    Extra(
+        name="maps",
+        says="average indirect effects; what is left of them without MLPs or attention (a few minutes on 2 cores)",
+        draw=aie.section,
     ),
 )
 

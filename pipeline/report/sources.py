@@ -90,16 +90,16 @@ def read_left_out(path: Path) -> pd.DataFrame:
     return read_made(path, LEFT_OUT, dtype=str, keep_default_na=False)
 
 
-def read_made(path: Path, columns: Sequence[str], **how: Any) -> pd.DataFrame:
-    """A CSV table that a stage wrote. Raises UserError where it is missing, no CSV or lacks one of `columns`."""
+def read_made(path: Path, columns: Sequence[str], *, command: str = "dvc repro", **how: Any) -> pd.DataFrame:
+    """A CSV table that `command` makes. Raises UserError where it is missing, no CSV or lacks a column."""
     try:
         table = pd.read_csv(path, **how)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run dvc repro, which makes it") from None
+        raise UserError(f"{path}: no such file; run {command}, which makes it") from None
     except (OSError, ValueError) as error:  # pandas' own errors are among these
         told = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: is not a CSV table ({told}); delete it and run dvc repro again") from None
+        raise UserError(f"{path}: is not a CSV table ({told}); delete it and run {command} again") from None
     lacking = [column for column in columns if column not in table]
     if lacking:
-        raise UserError(f"{path}: has no column {lacking[0]}; delete it and run dvc repro again")
+        raise UserError(f"{path}: has no column {lacking[0]}; delete it and run {command} again")
     return table

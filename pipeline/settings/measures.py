@@ -1,15 +1,16 @@
 """The sections of params.yaml for the stages of measures/dvc.yaml, which stand beside the main path."""
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from pipeline.settings.fields import LIST_OF, MODULES, AtLeast0, AtLeast1, Line, Module, ProjectPath, Several
+from pipeline.settings.fields import LIST_OF, AtLeast0, AtLeast1, Line, ProjectPath, Several, once_each
 from pipeline.settings.sections import Section
 
 _FACTS = "null for all of the run's, or a whole number of facts, at least 1"
 _WIDTHS = "a list of one or more whole numbers of layers, each at least 1, such as [1, 5]"
 _LAYERS = "a list of different layers counted from 0, such as [0, 4, 8]"
+_SEVERED = Literal["mlp", "attn"]
 _METHODS = LIST_OF + "the names of editing methods"
 
 
@@ -18,8 +19,8 @@ class MapsParams(Section):
 
     count: AtLeast1 | None = Field(description=_FACTS)
     windows: Several[AtLeast1] = Field(description=_WIDTHS)
-    severed: Annotated[tuple[Module, ...], Field(strict=False)] = Field(
-        description="a list, which may be empty, of " + ", ".join(MODULES[:2])
+    severed: Annotated[tuple[_SEVERED, ...], Field(strict=False), AfterValidator(once_each)] = Field(
+        description="a list, which may be empty, of different names out of " + ", ".join(get_args(_SEVERED))
     )
 
 

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from pipeline.compute import inputs
 from pipeline.compute.keys import key
-from pipeline.compute.pending import steps
+from pipeline.compute.pending import beside, steps
 from pipeline.compute.status import Line, Survey, rate, render, size, survey
 from pipeline.compute.store import Entry, Store
 from pipeline.compute.work import Unit
@@ -152,6 +152,26 @@ def test_prune_keeps_exactly_what_the_settings_need(project: Path, capsys: pytes
     assert left() == dict.fromkeys(EDITS, FACTS)  # they are gone, and to be done again
     change(edit={"problems": ["fact_forcing"]})
     assert left() == {EDITS[4]: FACTS}
+
+
+def test_prune_keeps_what_the_stages_beside_the_main_path_computed(project: Path) -> None:
+    """And no one is told that it is missing where it is not there: not every run has them."""
+    kept = beside(load(), steps(load(), inputs.store(load())))
+    assert {step for step, _ in kept} == {"trace", "severed"}
+    assert len(kept) == FACTS * (5 + 2)  # one of which is that of the main path
+    there = {unit.key for unit in units("trace")}
+    for step, name in kept:
+        if name not in there:
+            Store("data/store").put_table(step, name, pd.DataFrame({"x": [1]}), "a trace")
+    assert left() == {}
+    before = files()
+    assert len(names("trace")) == 5 * FACTS
+    assert status.main(["--prune"]) == 0
+    assert files() == before
+    change(maps={"severed": ["attn"]})
+    assert status.main(["--prune"]) == 0
+    assert len(names("severed")) == FACTS
+    assert len(names("trace")) == 5 * FACTS
 
 
 def test_a_store_that_projects_share_is_followed_and_never_pruned(
