@@ -7,6 +7,7 @@ from pipeline.compute import beside, engine, fetch, inputs, statistics
 from pipeline.compute.machine import crew
 from pipeline.compute.store import Store
 from pipeline.compute.text_job import TextJob
+from pipeline.edit.methods import SETTINGS
 from pipeline.settings.params import Params
 from stages._run import run_stage
 
@@ -15,7 +16,8 @@ TEXT = inputs.DATA / ".text-moments"  # of a run that is under way: an interrupt
 
 def main(params: Params) -> None:
     """data/measures/statistics: that of the main path where it has all blocks, and otherwise one of its own."""
-    model, window, wider = inputs.model(params), beside.widest_window(params), beside.edited(params)
+    model, window = inputs.model(params), beside.widest_window(params)
+    wider = beside.edited(params, model["layers"])
     present = statistics.present(beside.STATISTICS, statistics.key_of(wider, model, window))
     if not present and not beside.borrow(wider, model, window):
         batches = None
@@ -28,4 +30,4 @@ def main(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage("moments", main)
+    run_stage("moments", main, SETTINGS)

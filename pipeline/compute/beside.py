@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.compute import inputs, statistics
+from pipeline.compute.batches import layer_of
 from pipeline.edit.methods import moments_window
 from pipeline.errors import UserError
 from pipeline.settings.params import Params
@@ -17,9 +18,13 @@ from pipeline.tables import read_record, write_json
 STATISTICS = inputs.MEASURES / "statistics"
 
 
-def edited(params: Params) -> Params:
-    """The settings with, as layers to edit, those of the sections table and scaling together."""
-    layers = sorted({*params.table.layers, *params.scaling.layers})
+def edited(params: Params, n_layers: int) -> Params:
+    """The settings with, as layers to edit, those of the sections table and scaling together.
+
+    n_layers: of the model, from which follow the layers that scaling has at a relative depth.
+    """
+    own = {layer_of(params, method, n_layers) for method in params.scaling.methods}
+    layers = sorted({*params.table.layers, *params.scaling.layers, *own})
     return params.model_copy(update={"edit": params.edit.model_copy(update={"layers": tuple(layers)})})
 
 

@@ -89,8 +89,9 @@ def surroundings(params: Params, window: int) -> dict[str, dict[str, Any]]:
     facts: SHA-256 of the file or folder that the facts are read from, fetched first where `facts.path` is `download`;
     text: SHA-256 of the file for the second moments; model: a hash of the model's folder; null where none is named or
     none is there. libraries: the versions that are in every unit's key. moments: the `window` of blocks that an edit
-    changes at the most, so that a method of wider windows gets the second moments it needs. measures: SHA-256 of the
-    records that the stages of measures/dvc.yaml left, by their name.
+    changes at the most, so that a method of wider windows gets the second moments it needs. scaling: the sections of
+    the methods that `scaling` names. measures: SHA-256 of the records that the stages of measures/dvc.yaml left, by
+    their name.
     """
     text, name = params.statistics.text_file, Path(params.model.name).expanduser()
     return {
@@ -99,6 +100,7 @@ def surroundings(params: Params, window: int) -> dict[str, dict[str, Any]]:
         "model": {"fingerprint": fingerprint(name) if name.is_dir() else None},
         "libraries": versions(),
         "moments": {"window": window},
+        "scaling": {name: params.sections[name] for name in params.scaling.methods if name in params.sections},
         "measures": {path.stem: digest(path) for path in sorted(MEASURES.glob("*.json"))},
     }
 

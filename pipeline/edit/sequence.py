@@ -1,7 +1,8 @@
 """Many edits by a method that makes one at a time: each is computed on the model with the earlier ones in its weights.
 
-So Meng et al. 2023, "Mass-Editing Memory in a Transformer", section 5, run ROME on many facts: v*, k* and k of each edit
-are of the model as changed so far, its rank-one update is added to those before, and C stays that of the unedited model.
+So Meng et al. 2023, "Mass-Editing Memory in a Transformer", section 5, run ROME on many facts: v*, k* and k of each
+edit are of the model as changed so far, its rank-one update is added to those before, and C stays that of the unedited
+model.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def _parts(lm: LanguageModel, requests: Sequence[EditRequest], memory: int | Non
 
 
 class _Part:
-    """The bare prompts of some requests, recorded once on the unedited model; of it, what block `lowest` needs stays."""
+    """The bare prompts of some requests, recorded once on the unedited model; what block `lowest` needs is kept."""
 
     def __init__(self, lm: LanguageModel, requests: Sequence[EditRequest], lowest: int):
         prompts = [_bare(request) for request in requests]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.report import essence
+from pipeline.report import essence, scaling
 from pipeline.report.section import Section, record
 from pipeline.tables import read_record
 
@@ -31,6 +31,12 @@ EXTRAS: tuple[Extra, ...] = (
         name="essence",
         says="what edits leave of what the model has to say of a subject, by layer (about 20 minutes on 2 cores)",
         draw=essence.section,
+    ),
+    Extra(
+        name="scaling",
+        says="S, ES, PS, NS and GE of many edits made at once by several methods, by relation and of two relations "
+        "mixed, and MEMIT by the number and place of the blocks that share an edit",
+        draw=scaling.draw,
     ),
 )
 
