@@ -94,8 +94,8 @@ def _scaling_rows(table: pd.DataFrame) -> Table:
             f"{_WHAT}; GE is the entropy of the words of a text that the edited model writes, in bits. Error "
             f"injection; {where} (counted from 0), the depth at which the papers edit GPT-J unless "
             "scaling.layer names a layer. A batch is a number of edits that one model holds together; ROME's are made "
-            "one after the other, each on the model with those before. Facts of one batch share a model, so an interval "
-            f"says how far the mean would move with other facts to score, not with another batch. {_few()}"
+            "one after the other, each on the model with those before. Facts of one batch share a model, so an "
+            f"interval says how far the mean would move with other facts to score, not with another batch. {_few()}"
         ),
         source="scaling.csv",
     )
