@@ -82,7 +82,8 @@ def scaling_table(rows: pd.DataFrame, methods: Sequence[str], counts: Sequence[i
         row: dict[str, object] = {"method": method, "n_edits": n, "n_batches": own["batch"].nunique() if n else 0}
         row |= {"layer": int(own["layer"].iloc[0]) if len(own) else -1, "n_facts": len(facts)}
         texts = facts["GE"].dropna().to_numpy(dtype=np.float64)
-        row |= {"n_texts": len(texts)} | summary(facts[list(IN_S)].to_numpy(dtype=np.float64), plan)
+        row["n_texts"] = len(texts)
+        row |= summary(facts[list(IN_S)].to_numpy(dtype=np.float64), plan)
         row |= dict.fromkeys(_columns(("GE",)), np.nan)
         if len(texts):
             (mean,), (low,), (high,), _ = mean_interval(texts[:, None], plan)
@@ -132,12 +133,12 @@ def mixtures_table(rows: pd.DataFrame, plan: Resampling) -> pd.DataFrame:
         mixed = by_fact(together)
         apart = pd.concat([by_fact(rows[rows["study"] == relation]) for relation in (a, b)])
         both = mixed.index.intersection(apart.index, sort=False)
-        pair = [facts.loc[both, list(IN_S)].to_numpy(dtype=np.float64) for facts in (mixed, apart)]
+        one, other = (facts.loc[both, list(IN_S)].to_numpy(dtype=np.float64) for facts in (mixed, apart))
         row: dict[str, object] = {"relation_a": a, "relation_b": b, "method": together["method"].iloc[0]}
         row |= {"n_edits": int(together["n_edits"].iloc[0]), "n_facts": len(both)}
-        row |= summary(pair[0], plan)
-        row |= {_named(name, "apart"): value for name, value in summary(pair[1], plan).items()}
-        found.append(row | _difference(*pair, plan))
+        row |= summary(one, plan)
+        row |= {_named(name, "apart"): value for name, value in summary(other, plan).items()}
+        found.append(row | _difference(one, other, plan))
     return pd.DataFrame(found, columns=list(MIXTURE_COLUMNS))
 
 
