@@ -213,6 +213,9 @@ def scaling_plot(table: pd.DataFrame, confidence: float) -> Plot:
             if plain.notna().any():
                 ax.axhline(float(plain.iloc[0]), color="0.35", lw=1.2, ls=":", label=UNEDITED)
             ax.set(title=_NAMES[name], xscale="log", xlabel="edits at once")
+            ticks = sorted(set(there["n_edits"]) - {0})
+            ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+            ax.minorticks_off()
             if name != "GE":
                 ax.set_ylim(-0.03, 1.03)
         legend_below(figure, axes[0])
