@@ -62,7 +62,7 @@ def draw(reports: Path, data: Path, confidence: float) -> Section:
     )
 
 
-def _interval(row: pd.Series, name: str, digits: int = 2) -> str:  # type: ignore[type-arg]
+def _interval(row: pd.Series, name: str, digits: int = 2) -> str:
     """A mean, with its interval where it is of enough facts."""
     count = row["n_texts"] if name == "GE" else row["n_facts"]
     if count < MIN_FACTS_OF_MEANS:
@@ -123,8 +123,8 @@ def _mixture_rows(table: pd.DataFrame) -> Table:
         for name in _MEASURES:
             cells += [number(row[name], 2), number(row[f"{name}_apart"], 2)]
         enough = row["n_facts"] >= MIN_FACTS_OF_MEANS
-        ends = (row["S_difference_low"], row["S_difference_high"]) if enough else (float("nan"), float("nan"))
-        rows.append([*cells, with_interval(row["S_difference"], *ends, 2), str(row["n_facts"])])
+        low, high = (row[f"S_difference_{end}"] if enough else float("nan") for end in ("low", "high"))
+        rows.append([*cells, with_interval(row["S_difference"], low, high, 2), str(row["n_facts"])])
     return Table(
         title="Two relations mixed",
         head=["relations", "edits", *["mixed", "apart"] * len(_MEASURES), "mixed less apart", "facts"],
@@ -190,7 +190,7 @@ def _paragraphs(
     return [" ".join(part) for part in (told, more) if part]
 
 
-def _edits(row: pd.Series) -> str:  # type: ignore[type-arg]
+def _edits(row: pd.Series) -> str:
     return f"{row['n_edits']:,} {'edit' if row['n_edits'] == 1 else 'edits'}"
 
 
