@@ -127,8 +127,8 @@ class _Worker:
             scaling = self.params.scaling
             power, log = scaling.decay or (0.0, -np.inf)
             decay = float(len(requests) ** power * np.exp(log))
-            of = {"batch": scaling.batch, "decay": decay, "memory": memory}
-            return tuned_together(lm, requests, editor.settings, layer, **of)
+            every = lm, requests, editor.settings, layer
+            return tuned_together(*every, batch=scaling.batch, decay=decay, memory=memory)
         assert isinstance(editor, Memit)
         blocks = window_range(layer, editor.window, lm.n_layers)
         found: tuple[Update, ...] = editor.edit_many(lm, requests, blocks, memory)

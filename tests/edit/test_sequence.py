@@ -130,7 +130,7 @@ def test_an_edit_that_fails_leaves_the_next_as_it_would_be_without_it(
     lm: LanguageModel, requests: list[EditRequest]
 ) -> None:
     class Failing(Rome):
-        def edit(self, lm: LanguageModel, request: EditRequest, *rest: object, **more: object) -> list:  # type: ignore[override, type-arg]
+        def edit(self, lm: LanguageModel, request: EditRequest, *rest: object, **more: object) -> list:
             edits = super().edit(lm, request, *rest, **more)  # type: ignore[arg-type]
             bad = request.fact_id == FACTS[0][0]
             return [replace(edit, updates=(), status="failed: for the test") if bad else edit for edit in edits]
