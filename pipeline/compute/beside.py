@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.compute import inputs, statistics
+from pipeline.compute.batches import layer_of
 from pipeline.edit.methods import moments_window
 from pipeline.edit.published import place
 from pipeline.errors import UserError
@@ -26,7 +27,8 @@ def edited(params: Params, model: Mapping[str, Any]) -> Params:
     """
     places = [place(method, str(model.get("family")), model["layers"]) for method in params.table.methods]
     published = {there.layer for there in places if there}
-    layers = sorted({*params.table.layers, *params.scaling.layers, *published})
+    own = {layer_of(params, method, model) for method in params.scaling.methods}
+    layers = sorted({*params.table.layers, *params.scaling.layers, *published, *own})
     return params.model_copy(update={"edit": params.edit.model_copy(update={"layers": tuple(layers)})})
 
 

@@ -102,8 +102,8 @@ def surroundings(params: Params, window: int) -> dict[str, dict[str, Any]]:
     text: SHA-256 of the file for the second moments; model: a hash of the model's folder; null where none is named or
     none is there. libraries: the versions that are in every unit's key. moments: the `window` of blocks that an edit
     changes at the most, so that a method of wider windows gets the second moments it needs. table: the sections of the
-    methods that `table` names, and SHA-256 of the file with its reference texts. measures: SHA-256 of the
-    records that the stages of measures/dvc.yaml left, by their name.
+    methods that `table` names, and SHA-256 of the file with its reference texts. scaling: the sections of those that
+    `scaling` names. measures: SHA-256 of the records that the stages of measures/dvc.yaml left, by their name.
     """
     text, name = params.statistics.text_file, Path(params.model.name).expanduser()
     snippets = None if params.table.snippets is None else Path(params.table.snippets)
@@ -117,6 +117,7 @@ def surroundings(params: Params, window: int) -> dict[str, dict[str, Any]]:
             "methods": {name: params.sections[name] for name in params.table.methods if name in params.sections},
             "snippets": digest(snippets) if snippets is not None and snippets.is_file() else None,
         },
+        "scaling": {name: params.sections[name] for name in params.scaling.methods if name in params.sections},
         "measures": {path.stem: digest(path) for path in sorted(MEASURES.glob("*.json"))},
     }
 

@@ -68,7 +68,7 @@ class FineTune:
     def _batch(self, climb: DenseClimb, layers: Sequence[int]) -> list[Edit]:
         """The edits at `layers` (ascending), all in one climb a step; an edit that stops leaves the batch."""
         lm, request, settings = climb.lm, climb.request, self.settings
-        changes = [_zeros(lm, window_range(layer, self.window, lm.n_layers)) for layer in layers]
+        changes = [zeros(lm, window_range(layer, self.window, lm.n_layers)) for layer in layers]
         # One pass over each change; on the plain path the same formula is many.
         optimiser = torch.optim.Adam([d for each in changes for d in each.values()], settings.learning_rate, fused=True)
         losses, steps = [float("nan")] * len(layers), [0] * len(layers)
@@ -90,14 +90,15 @@ class FineTune:
             for e in active:
                 steps[e] += 1
                 self._bound(changes[e])
-        return [self._finish(lm, *each) for each in zip(layers, changes, losses, steps, strict=True)]
+        bound = settings.max_change
+        return [finished(lm, *each, bound) for each in zip(layers, changes, losses, steps, strict=True)]
 
     def _plain(self, lm: LanguageModel, request: EditRequest, layer: int) -> Edit:
         """The reference; the model's weights are what they were afterwards, bit for bit."""
         settings, arch = self.settings, lm.arch
         prompts, rows = copies(request, settings.noise_copies)
         batch = Batch.of(prompts, lm.device)
-        changes = _zeros(lm, window_range(layer, self.window, lm.n_layers))
+        changes = zeros(lm, window_range(layer, self.window, lm.n_layers))
         optimiser = torch.optim.Adam(changes.values(), settings.learning_rate)
         weights = {block: arch.down_projs[block].weight for block in changes}
         before = {block: weight.detach().clone() for block, weight in weights.items()}
@@ -129,7 +130,7 @@ class FineTune:
                 weight.data.copy_(before[block])
                 weight.grad = None
                 weight.requires_grad_(False)
-        return self._finish(lm, layer, changes, value, steps)
+        return finished(lm, layer, changes, value, steps, settings.max_change)
 
     def _bound(self, changes: Mapping[int, Tensor]) -> None:
         """In place: no entry is larger than the bound."""
@@ -138,22 +139,26 @@ class FineTune:
                 for change in changes.values():
                     change.clamp_(-self.settings.max_change, self.settings.max_change)
 
-    def _finish(self, lm: LanguageModel, layer: int, changes: Mapping[int, Tensor], loss: float, steps: int) -> Edit:
-        updates = []
-        for block, tuned in changes.items():
-            tuned.grad = None
-            change = tuned.detach()
-            if loss != loss or not usable(change):
-                return failed(layer, "failed: the loss is not a finite number")
-            if self.settings.max_change is not None:
-                with lm.arch.weight(block) as weight:
-                    settle_(change, weight.to(change.device), self.settings.max_change)
-            updates.append(Dense(block, change))
-        norm = sum(float(update.change.double().square().sum()) for update in updates) ** 0.5
-        return Edit(layer, tuple(updates), norm, loss, steps)
+
+def finished(
+    lm: LanguageModel, layer: int, changes: Mapping[int, Tensor], loss: float, steps: int, bound: float | None
+) -> Edit:
+    """The edit that the tuned changes D (d, d_ff) of some blocks are. bound: `max_change`, kept to the last bit."""
+    updates = []
+    for block, tuned in changes.items():
+        tuned.grad = None
+        change = tuned.detach()
+        if loss != loss or not usable(change):
+            return failed(layer, "failed: the loss is not a finite number")
+        if bound is not None:
+            with lm.arch.weight(block) as weight:
+                settle_(change, weight.to(change.device), bound)
+        updates.append(Dense(block, change))
+    norm = sum(float(update.change.double().square().sum()) for update in updates) ** 0.5
+    return Edit(layer, tuple(updates), norm, loss, steps)
 
 
-def _zeros(lm: LanguageModel, blocks: Sequence[int]) -> dict[int, Tensor]:
+def zeros(lm: LanguageModel, blocks: Sequence[int]) -> dict[int, Tensor]:
     """The change of each block's W (d, d_ff) before the first step, float32 or float64."""
     precise = torch.float64 if lm.dtype == torch.float64 else torch.float32
     shape = {block: (lm.arch.width, lm.arch.key_size(block)) for block in blocks}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.report import aie, counterfact, essence
+from pipeline.report import aie, counterfact, essence, scaling
 from pipeline.report.section import Section, record
 from pipeline.tables import read_record
 
@@ -41,6 +41,12 @@ EXTRAS: tuple[Extra, ...] = (
         name="maps",
         says="average indirect effects; what is left of them without MLPs or attention (a few minutes on 2 cores)",
         draw=aie.section,
+    ),
+    Extra(
+        name="scaling",
+        says="S, ES, PS, NS and GE of many edits made at once by several methods, by relation and of two relations "
+        "mixed, and MEMIT by the number and place of the blocks that share an edit",
+        draw=scaling.draw,
     ),
 )
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -105,6 +106,13 @@ def bands(ax: Axes, table: pd.DataFrame, hue: str, order: Sequence[str], value: 
             line.set_dashes(dashes)
         ax.fill_between(at["layer"], at["low"], at["high"], color=colors[i], alpha=0.15, lw=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def line_of(place: int, of: int) -> dict[str, Any]:
+    """How the line is drawn that has this place among `of`: its color, dash and marker, for matplotlib's plot."""
+    dashes, color = _DASHES[place % len(_DASHES)], sns.color_palette("colorblind", of)[place]
+    marked = {"marker": _MARKERS[place % len(_MARKERS)], "ms": 4}
+    return {"color": color, "lw": 1.8, "ls": (0, dashes) if dashes else "-", "zorder": 3, **marked}
 
 
 def panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

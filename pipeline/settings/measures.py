@@ -50,7 +50,19 @@ class ScalingParams(Section):
     """Many edits at once, and the number and place of the layers that share them."""
 
     counts: Several[AtLeast1] = Field(description="a list of one or more whole numbers of edits, such as [1, 10, 100]")
+    facts: AtLeast1 = Field(description="a whole number of facts, at least 1")
     methods: Several[Line] = Field(description=_METHODS)
+    layer: AtLeast0 | None = Field(description="null for the papers' relative depth, or a layer counted from 0")
+    batch: AtLeast1 = Field(description="a whole number of facts, at least 1")
+    decay: tuple[float, float] | None = Field(
+        strict=False, description="null for none, or a list of two numbers such as [-0.87, 0.156]"
+    )
+    generate: Annotated[int, Field(ge=0)] = Field(description="a whole number of facts, 0 for no texts")
+    generate_tokens: AtLeast1 = Field(description="a whole number of tokens, at least 1")
+    mixtures: Annotated[int, Field(ge=0)] = Field(description="a whole number of pairs of relations, 0 for none")
+    mixture_edits: Annotated[int, Field(ge=2, multiple_of=2)] = Field(
+        description="an even whole number of edits, at least 2"
+    )
     windows: Several[AtLeast1] = Field(description=_WIDTHS)
     layers: Several[AtLeast0] = Field(description=_LAYERS)
     count: AtLeast1 = Field(description="a whole number of facts, at least 1")

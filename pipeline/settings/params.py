@@ -211,6 +211,11 @@ def check_against_model(params: Params, n_layers: int) -> None:
                     f"params.yaml: {section}.layers holds {layer} but must stay within 0 to {n_layers - 1}, "
                     f"as {params.model.name} has {n_layers} blocks counted from 0"
                 )
+    if params.scaling.layer is not None and params.scaling.layer >= n_layers:
+        raise UserError(
+            f"params.yaml: scaling.layer is {params.scaling.layer} but must stay within 0 to {n_layers - 1}, "
+            f"as {params.model.name} has {n_layers} blocks counted from 0"
+        )
     for section, windows in {"trace": params.trace.windows, "maps": params.maps.windows}.items():
         for window in windows:
             if window > n_layers:
