@@ -11,7 +11,7 @@ from pipeline.analysis.targets import function_word_targets
 from pipeline.disk import write_bytes
 from pipeline.report import collapse, comparison, extras, figures, layers, manifest, page, reverse, sources
 from pipeline.settings.params import Params
-from pipeline.tables import write_csv, write_json
+from pipeline.tables import read_record, write_csv, write_json
 from stages._run import run_stage
 
 
@@ -25,8 +25,8 @@ def main(params: Params) -> None:
     harm, compared = collapse_table(run.scores, run.edits), comparison_table(run.scores, plan)
     back = reverse_table(run.scores, run.edits, compared)
     r2 = r2_without_collapsed(run.scores, score, measure, keep_null_layers=settings.null_layers == "keep")
-    now = {extra.name: params.identity(extra.name, run.model["fingerprint"]) for extra in extras.EXTRAS}
-    more = [*reverse.sections(back), *extras.sections(out, data, now, sure)]
+    fits = read_record(data / "inputs" / "measures.json")
+    more = [*reverse.sections(back), *extras.sections(out, data, fits, run.model["fingerprint"], sure)]
     plots = [
         figures.trace_by_layer(traced, sure),
         figures.trace_heatmap(run.trace, run.facts, params.report.example_fact),

@@ -10,14 +10,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.edit.published import LAYERS, place
 from pipeline.facts.fact import Fact
-from pipeline.settings.params import Params
 
 PART = 50  # facts of the unedited model's units
 UNEDITED = "unedited"
+
+if TYPE_CHECKING:
+    from pipeline.settings.params import Params
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from pipeline.errors import UserError
 from pipeline.progress import track
 from pipeline.watch import Work
 
+USED: set[tuple[str, str]] = set()  # step and key of all units that this process has run or found
+
 
 def run(job: Job, store: Store, crew: tuple[int, int], before: Callable[[], object] = lambda: None) -> pa.Table:
     """The tables of all units of `job`, one after the other in the units' order.
@@ -27,6 +29,7 @@ def run(job: Job, store: Store, crew: tuple[int, int], before: Callable[[], obje
     workers, threads = crew
     units = job.units()
     missing = [unit for unit in units if store.get_table(job.step, unit.key, unit.label) is None]
+    USED.update((job.step, unit.key) for unit in units)
     Work.count(len(units), len(units) - len(missing))
     if missing:
         before()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pipeline.compute import engine
 from pipeline.compute.keys import versions
 from pipeline.compute.store import Store
 from pipeline.disk import digest
@@ -103,7 +105,8 @@ def surroundings(params: Params, window: int) -> dict[str, dict[str, Any]]:
     none is there. libraries: the versions that are in every unit's key. moments: the `window` of blocks that an edit
     changes at the most, so that a method of wider windows gets the second moments it needs. table: the sections of the
     methods that `table` names, and SHA-256 of the file with its reference texts. scaling: the sections of those that
-    `scaling` names. measures: SHA-256 of the records that the stages of measures/dvc.yaml left, by their name.
+    `scaling` names. measures: of the records that the stages of measures/dvc.yaml left, by name, SHA-256 and whether
+    they are of the settings of today.
     """
     text, name = params.statistics.text_file, Path(params.model.name).expanduser()
     snippets = None if params.table.snippets is None else Path(params.table.snippets)
@@ -118,7 +121,9 @@ def surroundings(params: Params, window: int) -> dict[str, dict[str, Any]]:
             "snippets": digest(snippets) if snippets is not None and snippets.is_file() else None,
         },
         "scaling": {name: params.sections[name] for name in params.scaling.methods if name in params.sections},
-        "measures": {path.stem: digest(path) for path in sorted(MEASURES.glob("*.json"))},
+        "measures": {
+            name: {"sha256": digest(path), "fits": fits(params, name, record)} for name, path, record in measured()
+        },
     }
 
 
@@ -134,7 +139,26 @@ def _content(path: Path) -> str | None:
 
 
 def record_measure(params: Params, section: str, *made: Path) -> None:
-    """Write down what the tables `made` of a stage of measures/dvc.yaml were made of; they are there by then."""
-    of = params.identity(section, model(params)["fingerprint"])
-    tables = {str(path): digest(path) for path in made}
-    write_json({"made_of": of, "tables": tables}, MEASURES / f"{section}.json")
+    """Write down what the tables `made` of a stage of measures/dvc.yaml were made of; they are there by then.
+
+    made_of: settings; model: its fingerprint; tables: their SHA-256; units: step and key of the units of this process.
+    """
+    record = {
+        "made_of": params.identity(section),
+        "model": model(params)["fingerprint"],
+        "tables": {str(path): digest(path) for path in made},
+        "units": sorted(engine.USED),
+    }
+    write_json(record, MEASURES / f"{section}.json")
+
+
+def measured() -> list[tuple[str, Path, dict[str, Any]]]:
+    """Name, path and content of the records that `record_measure` wrote, by name. Raises UserError."""
+    kinds: dict[str, Any] = {"made_of": dict, "model": str, "tables": dict, "units": list}
+    return [(path.stem, path, read_record(path, **kinds)) for path in sorted(MEASURES.glob("*.json"))]
+
+
+def fits(params: Params, section: str, record: Mapping[str, Any]) -> bool:
+    """Whether a record of `measured` is of these settings. params: with the sections of methods."""
+    now = json.loads(json.dumps(params.identity(section)))  # as JSON gives it back
+    return section in Params.model_fields and bool(record["made_of"] == now)

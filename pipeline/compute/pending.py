@@ -49,12 +49,20 @@ def steps(settings: Params, store: Store) -> dict[str, Sequence[Unit] | str]:
 
 
 def beside(settings: Params, found: Mapping[str, Sequence[Unit] | str]) -> set[tuple[str, str]]:
-    """(step, key) of the units of stages of measures/dvc.yaml, as far as they are known; found: `steps`' answer."""
+    """(step, key) of the units of stages of measures/dvc.yaml, as far as they are known; found: `steps`' answer.
+
+    Those of the maps, also where they are not all done; of the others, those that a stage which came to its end with
+    these settings wrote down.
+    """
     if isinstance(found["trace"], str):  # they build on the same files
         return set()
     model, facts, sd = inputs.model(settings), inputs.facts(), inputs.sd(settings)
     jobs = maps_job.jobs(settings, model, facts, sd)
-    return {(job.step, unit.key) for job in jobs for unit in job.units()}
+    needed = {(job.step, unit.key) for job in jobs for unit in job.units()}
+    for name, _, record in inputs.measured():
+        if inputs.fits(settings, name, record) and record["model"] == model["fingerprint"]:
+            needed |= {(str(step), str(key)) for step, key in record["units"]}
+    return needed
 
 
 def _trace(settings: Params) -> TraceJob:

@@ -54,21 +54,23 @@ EXTRAS: tuple[Extra, ...] = (
 def sections(
     reports: Path,
     data: Path,
-    now: Mapping[str, Mapping[str, Any]],
+    fits: Mapping[str, Mapping[str, Any]],
+    model: str,
     confidence: float,
     extras: tuple[Extra, ...] = EXTRAS,
 ) -> list[Section]:
     """The sections that can be shown, and one on those that can't.
 
-    now: name to what its tables would be made of today (`Params.identity`); a table that was made of anything else is
-    another run's, and is not shown. Raises UserError where a file is damaged.
+    fits: data/inputs/measures.json, which says of each record whether it is of today's settings; model: the model's
+    fingerprint. A table of other settings or of another model is another run's, and is not shown. Raises UserError
+    where a file is damaged.
     """
     found, missing = [], []
     for extra in extras:
         path = record(data, extra.name)
         if not path.exists():
             missing.append(f"make {extra.name}: {extra.says}.")
-        elif read_record(path, made_of=dict)["made_of"] != now[extra.name]:
+        elif not fits.get(extra.name, {}).get("fits") or read_record(path, model=str)["model"] != model:
             missing.append(f"make {extra.name}: {extra.says}. What is there was made with other settings.")
         else:
             found.append(extra.draw(reports, data, confidence))

@@ -78,14 +78,16 @@ class Params(Section):
         """All settings as params.yaml has them, for JSON."""
         return self.model_dump(mode="json") | self._sections
 
-    def identity(self, section: str, fingerprint: str) -> dict[str, Any]:
-        """What the tables of a stage of measures/dvc.yaml are made of, for the page to tell this run's from another's.
-
-        section: the stage's own; fingerprint: the model's.
+    def identity(self, section: str) -> dict[str, Any]:
+        """What the tables of a stage of measures/dvc.yaml are made of, beside the model's weights, for the page to tell
+        this run's from another's. section: the stage's own; sections of methods are there where they were read.
         """
         tree = self.tree()
-        used = {name: tree[name] for name in ("seed", "facts", "noise", section, *RESTS_ON.get(section, ()))}
-        return {"model": fingerprint, "dtype": self.model.dtype, **used}
+        listing = tree[section] if section in LISTING else tree["edit"] if section in RESTS_ON else {}
+        names = ("seed", "facts", "noise", "statistics", section, *RESTS_ON.get(section, ()))
+        used = {name: tree[name] for name in (*names, *listing.get("methods", ())) if name in tree}
+        loaded = {key: value for key, value in tree["model"].items() if key in ("dtype", "add_bos", "names")}
+        return {"model": loaded, "compute": {key: tree["compute"][key] for key in ("path", "tf32")}, **used}
 
     @model_validator(mode="after")
     def _agree(self) -> "Params":

@@ -150,9 +150,9 @@ def test_the_page_shows_it_where_it_is_of_this_run(tmp_path: Path) -> None:
     reports, data = project(tmp_path)
     only = tuple(extra for extra in extras.EXTRAS if extra.name == "table")
     assert len(only) == 1
-    shown = extras.sections(reports, data, {"table": {"table": ASKED}}, 0.95, only)
+    shown = extras.sections(reports, data, {"table": {"fits": True}}, "m", 0.95, only)
     assert [one.anchor for one in shown] == ["counterfact"]
-    other = extras.sections(reports, data, {"table": {"table": {}}}, 0.95, only)
+    other = extras.sections(reports, data, {"table": {"fits": False}}, "m", 0.95, only)
     assert [one.anchor for one in other] == ["more"]
     assert "made with other settings" in other[0].paragraphs[0]
 

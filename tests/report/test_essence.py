@@ -70,20 +70,23 @@ def test_a_run_without_an_edit_says_so(tmp_path: Path) -> None:
 
 def test_it_is_an_extra_of_the_page(tmp_path: Path) -> None:
     extra = [extra for extra in extras.EXTRAS if extra.name == "essence"]
-    now = {"essence": {"seed": 0}}
-    (more,) = extras.sections(tmp_path, tmp_path, now, 0.95, tuple(extra))
+    fits = {"essence": {"fits": True}}
+    (more,) = extras.sections(tmp_path, tmp_path, fits, "m", 0.95, tuple(extra))
     assert more.paragraphs[0].startswith("make essence: what edits leave")
-    write_json({"made_of": {"seed": 0}, "tables": {}}, tmp_path / "measures" / "essence.json")
+    write_json({"model": "m"}, tmp_path / "measures" / "essence.json")
+    for others in (({}, "m"), ({"essence": {"fits": False}}, "m"), (fits, "another")):
+        (more,) = extras.sections(tmp_path, tmp_path, *others, 0.95, tuple(extra))
+        assert more.paragraphs[0].endswith("What is there was made with other settings.")
     with pytest.raises(UserError, match=r"essence.csv: no such file"):
-        extras.sections(tmp_path, tmp_path, now, 0.95, tuple(extra))
-    (drawn,) = extras.sections(reports(tmp_path), tmp_path, now, 0.95, tuple(extra))
+        extras.sections(tmp_path, tmp_path, fits, "m", 0.95, tuple(extra))
+    (drawn,) = extras.sections(reports(tmp_path), tmp_path, fits, "m", 0.95, tuple(extra))
     assert drawn.anchor == "essence"
 
 
 def test_tables_of_other_edits_or_regressions_are_another_run_s() -> None:
     params = methods.load(ROOT / "presets" / "smoke.yaml")
-    made = params.identity("essence", "f")
+    made = params.identity("essence")
     for name, changes in (("edit", {"layers": (0,)}), ("regressions", {"folds": 3}), ("essence", {"texts": 9})):
         other = getattr(params, name).model_copy(update=changes)
-        assert params.model_copy(update={name: other}).identity("essence", "f") != made
-        assert params.model_copy(update={name: other}).identity("maps", "f") == params.identity("maps", "f")
+        assert params.model_copy(update={name: other}).identity("essence") != made
+        assert params.model_copy(update={name: other}).identity("maps") == params.identity("maps")

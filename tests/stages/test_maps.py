@@ -77,17 +77,18 @@ def test_severing_takes_something_and_nothing_above_the_last_block() -> None:
 
 
 def test_it_is_recorded_and_shown_for_as_long_as_it_is_of_this_run(tmp_path: Path) -> None:
-    described = inputs.model(settings())
-    record = read_record(Path("data/measures/maps.json"))
-    now = {"maps": settings().identity("maps", described["fingerprint"])}
-    assert record["made_of"] == now["maps"]
+    described, record = inputs.model(settings()), read_record(Path("data/measures/maps.json"))
+    assert inputs.fits(settings(), "maps", record)
+    assert record["model"] == described["fingerprint"]
+    there = {(path.parent.name, path.stem.split(".")[0]) for path in Path("data/store").glob("*/*.parquet")}
+    assert {(step, key) for step, key in record["units"]} >= {unit for unit in there if unit[0] == "severed"}
     assert list(record["tables"]) == list(MADE)
     own = tuple(extra for extra in extras.EXTRAS if extra.name == "maps")
-    (section,) = extras.sections(Path("reports"), Path("data"), now, 0.95, own)
+    (section,) = extras.sections(Path("reports"), Path("data"), {"maps": {"fits": True}}, record["model"], 0.95, own)
     assert section.anchor == "maps"
     for plot in section.plots:
         assert plot.save(tmp_path, 60)[1].stat().st_size > 2000
-    (other,) = extras.sections(Path("reports"), Path("data"), {"maps": {"seed": 1}}, 0.95, own)
+    (other,) = extras.sections(Path("reports"), Path("data"), {"maps": {"fits": False}}, record["model"], 0.95, own)
     assert "made with other settings" in other.paragraphs[0]
 
 
