@@ -64,7 +64,7 @@ def project(folder: Path, n_facts: int = 50, **asked: Any) -> tuple[Path, Path]:
         for f in range(3)
     ]
     write(pd.DataFrame(facts)[list(FACTS)], data / "facts.parquet")
-    (data / "measures" / "table.json").write_text(json.dumps({"made_of": {"table": ASKED | asked}}))
+    (data / "measures" / "table.json").write_text(json.dumps({"model": "m", "made_of": {"table": ASKED | asked}}))
     return reports, data
 
 
