@@ -21,7 +21,7 @@ FUZZ_SECONDS ?= 300
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro maps essence table scaling default-run readme status prune test test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
+.PHONY: help setup repro maps essence table scaling default-run readme status prune test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -70,8 +70,17 @@ status: $(READY)  ## what is done, what is left, for how long, in how much space
 prune: $(READY)  ## remove the results kept per fact that no current setting needs
 	@python -m stages.status --prune
 
-test: $(READY)  ## the tests but the slow ones; PYTEST_ARGS='-k rome' for some of them
-	@python -m pytest -m 'not slow' $(PYTEST_ARGS)
+test: $(READY)  ## the tests but the slow ones and the browser's; PYTEST_ARGS='-k rome' for some of them
+	@python -m pytest -m 'not slow and not browser' $(PYTEST_ARGS)
+
+test-page: $(READY)  ## the page in a headless Chromium, which it installs where it may (Debian, Ubuntu)
+	@if ! command -v chromium >/dev/null; then \
+	  root=''; [ "$$(id -u)" = 0 ] || root='sudo -n'; \
+	  { $$root apt-get -qq update && $$root apt-get -qq install -y --no-install-recommends chromium; } || { \
+	    echo "error: no chromium here, and it could not be installed; install it (Debian: sudo apt-get install" \
+	      "chromium) and run make test-page again" >&2; exit 1; }; \
+	fi
+	@python -m pytest -m browser $(PYTEST_ARGS)
 
 test-slow: $(READY)  ## the slow ones: real runs that are stopped, changed, and extended by a method
 	@python -m pytest -m slow $(PYTEST_ARGS)

@@ -9,7 +9,7 @@ from pipeline.analysis.reverse import reverse_table
 from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
 from pipeline.analysis.targets import function_word_targets
 from pipeline.disk import write_bytes
-from pipeline.report import collapse, comparison, extras, figures, layers, manifest, page, reverse, sources
+from pipeline.report import collapse, comparison, explorer, extras, figures, layers, manifest, page, reverse, sources
 from pipeline.settings.params import Params
 from pipeline.tables import read_record, write_csv, write_json
 from stages._run import run_stage
@@ -48,6 +48,7 @@ def main(params: Params) -> None:
     text = page.render(
         run, title=params.report.title, edit_counts=counts, targets=targets,
         sections=told | {"collapse": collapse.section(harm, r2, nats)}, more=more,
+        explorer=explorer.explorer(run.facts, run.trace, run.edits, run.scores),
         confidence=sure, permutations=plan.permutations, pictures=saved, manifest=manifest.lasting(of_run),
     )  # fmt: skip
     write_bytes(out / "report.html", text.encode("utf-8"))

@@ -2,7 +2,7 @@
 
 Every sentence with a result is put together from the tables, so that another run's report says what that run
 found. All text goes through Jinja's autoescape; figures are inlined as data URIs; the page loads nothing and
-runs no script.
+runs only the scripts of pipeline.report.scripts.
 """
 
 import base64
@@ -18,7 +18,9 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.analysis.trust import MIN_FACTS_SHOWN, shown, withheld
+from pipeline.report.explorer import Explorer
 from pipeline.report.plots import PAPER_SCORES, Plot, facts_phrase, listed, words
+from pipeline.report.scripts import licences, policy, scripts
 from pipeline.report.section import Section
 from pipeline.report.sources import Sources
 from pipeline.words import method_label
@@ -177,6 +179,7 @@ def render(
     targets: pd.DataFrame,
     sections: Mapping[str, Mapping[str, Any]],
     more: Sequence[Section],
+    explorer: Explorer,
     pictures: Sequence[Picture],
     manifest: Mapping[str, Any],
     confidence: float,
@@ -186,12 +189,12 @@ def render(
 
     Parameters: what earlier stages left, the heading, the counts of `pipeline.analysis.scores.count_edits`, the shares
     of `pipeline.analysis.targets`, what `section` of each of SECTIONS' files says, the sections of
-    `pipeline.report.extras`, the saved figures, in their order and theirs among them, the manifest, the intervals'
-    confidence and the number of dealings of traces.
+    `pipeline.report.extras`, what `pipeline.report.explorer` packed, the saved figures, in their order and theirs among
+    them, the manifest, the intervals' confidence and the number of dealings of traces.
     """
     facts, regressions, name = run.facts, run.regressions, run.model["name"].removeprefix("packaged:")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -203,9 +206,14 @@ def render(
     reasons = facts.loc[~facts["kept"], "drop_reason"].fillna("no reason given").value_counts()
     tables = r2_tables(regressions, run.paper)
     drawn = [picture._asdict() | {"uri": _data_uri(picture), "name": picture.svg.stem} for picture in pictures]
+    code = scripts()
     own, by_name = {plot.name for part in more for plot in part.plots}, {picture["name"]: picture for picture in drawn}
     return environment.get_template("page.html.j2").render(
         title=title,
+        policy=policy(code),
+        scripts=code,
+        licences=licences(),
+        explorer=explorer,
         answer=" ".join(filter(None, [sections["layers"]["first"], answer(regressions, name, confidence)])),
         first_table=tables[0],
         more_tables=tables[1:],

@@ -12,7 +12,7 @@ from pipeline.analysis.scores import rewrite_by_layer_table
 from pipeline.report import collapse, figures
 from pipeline.report import page as report
 from tests.analysis.synthetic import Run, make_run
-from tests.report.made import PLAN, Made, Page, scored, sections, sources_of, told
+from tests.report.made import PLAN, Made, Page, explored, scored, sections, sources_of, told
 
 
 def broken() -> Run:
@@ -57,6 +57,7 @@ def test_the_section_counts_them_and_shows_r2_without_them(made: Made) -> None:
             targets=made.counts.assign(share=0.0, function_words=0),
             sections=sections(run, scored(run)),
             more=[],
+            explorer=explored(run, scored(run)),
             pictures=made.pictures,
             manifest={},
             confidence=0.95,
