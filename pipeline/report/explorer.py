@@ -8,7 +8,7 @@ parts of the largest of their map, which has 1,000 of them. The keys are short b
     record  tokens [[text, in subject?]], traces [{n name, c p clean, x p corrupt, u unit, e [token][layer]}],
             prompts [[kind, text]], edits [{m method, p problem, w window, l layers, t target, b baseline, pre, bpre,
             post [prompt][layer], bpost, s {score: [layer]}, bad {layer: reason}, c [collapsed layers]}],
-            texts [[method, layer, prompt, text]]
+            texts [[method, layer, prompt, before, after]]
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def explorer(
 ) -> Explorer:
     """The explorer's data for the facts that were kept, in their order, as many as `budget` bytes hold.
 
-    facts, trace, edits and scores are the tables of those names; texts: columns fact_id, method, layer, prompt and
-    text, or None where nothing was generated. A trace table may have a column `localizer`, which then names its maps.
+    facts, trace, edits and scores are the tables of those names; texts: columns fact_id, method, layer, prompt,
+    before and after, or None where nothing was generated. A trace table may have a column `localizer`, which then names
+    its maps.
     """
     kept = facts[facts["kept"]].to_dict("records")
     methods, problems = (list(dict.fromkeys(edits[name])) for name in ("method", "problem"))
@@ -75,8 +76,7 @@ def explorer(
             made.append(numbers | _edits(rows, scored.get(name, {}).get(which), [kind for kind, _ in prompts]))
         record = {"tokens": tokens, "traces": maps, "prompts": prompts, "edits": made, "texts": []}
         for rows in written.get(name, {}).values():
-            record["texts"] = [[str(method), int(layer), str(prompt), str(text)] for method, layer, prompt, text in zip(
-                rows["method"], rows["layer"], rows["prompt"], rows["text"], strict=True)]  # fmt: skip
+            record["texts"] = _texts(rows)
         packed = pack(record)
         if used + len(packed) > budget:
             break
@@ -197,6 +197,16 @@ def _edits(rows: Rows, scores: Rows | None, kinds: Sequence[str]) -> dict[str, A
             made["s"][name] = _wholes(values)
         made["c"] = sorted(int(layer) for layer in scores["layer"][scores["collapsed"].astype(bool)])
     return made
+
+
+def _texts(rows: Rows) -> list[list[Any]]:
+    """Method, layer, prompt, and what the model writes before and after the edit; layer -1: all layers."""
+    columns = (rows[name] for name in ("method", "layer", "prompt", "before", "after"))
+    found = []
+    for method, layer, *words_ in zip(*columns, strict=True):
+        if words_[1] != words_[2]:
+            found.append([method_label(str(method)), int(layer), *map(str, words_)])
+    return found
 
 
 def _whole(value: float) -> int | None:

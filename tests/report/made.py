@@ -1,5 +1,6 @@
 """A made-up run with its tables, figures and page, for the tests of the report."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, score_
 from pipeline.analysis.targets import function_word_targets
 from pipeline.report import collapse, comparison, figures, layers, sources
 from pipeline.report import page as report
+from pipeline.report.document import Document, document
 from pipeline.report.explorer import Explorer, explorer
 from pipeline.report.manifest import manifest
 from pipeline.report.plots import Plot
@@ -41,6 +43,7 @@ class Made:
     counts: pd.DataFrame
     plots: list[Plot]
     pictures: list[report.Picture]
+    document: Document
     page: str
 
 
@@ -107,24 +110,16 @@ def sources_of(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame) -> sou
     )
 
 
-@pytest.fixture(scope="session")
-def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("figures")
-    run = make_run(12, 30, subject=NASTY)
-    scores = scored(run)
-    regressions = regression_table(scores, ["rewrite", "overall"], ["fraction"], DESIGN)
-    counts = count_edits(run.edits, 0.02)
-    plots = draw(run, scores, regressions, paper)
-    pictures = [report.Picture(plot.title, plot.caption, *plot.save(folder, 60)) for plot in plots]
-    page = report.render(
+def composed(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame, plots: Sequence[Plot | None]) -> Document:
+    """The report of a run."""
+    return document(
         sources_of(run, scores, regressions),
         title="Title & <b>more</b>",
-        edit_counts=counts,
+        plots=plots,
+        edit_counts=count_edits(run.edits, 0.02),
         targets=function_word_targets(run.edits),
         sections=sections(run, scores),
         more=[],
-        explorer=explored(run, scores),
-        pictures=pictures,
         manifest=manifest(
             {"name": "packaged:Model", "layers": 30},
             {"text": NASTY, "condition": [1.5, 2.5]},
@@ -134,6 +129,19 @@ def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
         confidence=0.95,
         permutations=99,
     )
+
+
+@pytest.fixture(scope="session")
+def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("figures")
+    run = make_run(12, 30, subject=NASTY)
+    scores = scored(run)
+    regressions = regression_table(scores, ["rewrite", "overall"], ["fraction"], DESIGN)
+    counts = count_edits(run.edits, 0.02)
+    plots = draw(run, scores, regressions, paper)
+    told = composed(run, scores, regressions, plots)
+    pictures = report.save(told.plots, folder, 60)
+    page = report.render(told, pictures, explored(run, scores), folder)
     return Made(
         run=run,
         scores=scores,
@@ -141,6 +149,7 @@ def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
         counts=counts,
         plots=plots,
         pictures=pictures,
+        document=told,
         page=page,
     )
 

@@ -267,3 +267,32 @@ def test_no_other_script_runs(chromium: Any, address: str) -> None:
     with pytest.raises(sync_api.Error):
         page.add_script_tag(content="window.foreign = true")
     page.context.close()
+
+
+def test_tables_sort_and_filter(opened: Callable[..., Any], made: Made) -> None:
+    page = opened()
+    table = page.locator("#regressions table")
+    cells = "rows => rows.filter((row) => !row.hidden).map((row) => row.cells[{}].textContent.trim())"
+    head = table.locator("thead tr").last.locator("th").nth(4)
+    head.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    up = [float(text) for text in table.locator("tbody tr").evaluate_all(cells.format(4))]
+    assert up == sorted(up)
+    assert len(up) == len(made.regressions)
+    page.keyboard.press("Space")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert [float(text) for text in table.locator("tbody tr").evaluate_all(cells.format(4))] == up[::-1]
+    page.locator("#regressions select").nth(1).select_option("overall")
+    assert set(table.locator("tbody tr").evaluate_all(cells.format(1))) == {"overall"}
+    page.locator("#regressions input").fill("erasure")
+    assert table.locator("tbody tr").evaluate_all(cells.format(0)) == ["fact erasure"]
+    assert page.locator("#regressions .count").text_content() == "1 of 10 rows"
+
+
+def test_data_is_downloaded_from_beside_its_figure(opened: Callable[..., Any], made: Made) -> None:
+    page = opened()
+    with page.expect_download() as got:
+        page.locator("figure", has_text="Edit success by layer").locator("a.data").click()
+    assert got.value.suggested_filename == "figure-rewrite_by_layer.csv"
+    assert Path(got.value.path()).read_text("utf-8") == made.pictures[-1].data

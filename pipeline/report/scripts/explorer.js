@@ -138,17 +138,18 @@
     part("prompts").replaceChildren(...out);
   }
 
+  // What the model writes before and after an edit, the chosen method's first.
   function texts(now) {
-    const own = record.texts.filter(([method]) => method === now.methods[now.method][0]), out = [];
-    if (own.length) {
-      const layers = [...new Set(own.map(([, layer]) => layer))].sort((a, b) => a - b);
-      out.push(element("h4", `Text generated after the edit (${now.methods[now.method][1]}, layer ${layers.join(", ")})`));
-      const shown = element("dl");
-      for (const [, layer, prompt, text] of own) {
-        const name = layers.length > 1 ? `layer ${layer}: ${prompt}` : prompt;
-        shown.append(element("dt", name), element("dd", text.startsWith(prompt) ? `…${text.slice(prompt.length)}` : text));
+    const label = now.methods[now.method][1], own = record.texts.filter(([method]) => method === label);
+    const out = [], shown = own.length ? own : record.texts;
+    if (shown.length) {
+      out.push(element("h4", "What the model writes"));
+      const list = element("dl");
+      for (const [method, layer, prompt, before, after] of shown) {
+        list.append(element("dt", `${prompt} …`), element("dd", `before: ${before}`));
+        list.append(element("dd", `after ${method}, ${layer < 0 ? "all layers" : `layer ${layer}`}: ${after}`));
       }
-      out.push(shown);
+      out.push(list);
     }
     part("texts").replaceChildren(...out);
   }
