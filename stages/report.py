@@ -9,7 +9,7 @@ from pipeline.analysis.reverse import reverse_table
 from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
 from pipeline.analysis.targets import function_word_targets
 from pipeline.disk import write_bytes
-from pipeline.report import collapse, comparison, extras, layers, manifest, markdown, page, sources
+from pipeline.report import collapse, comparison, extras, layers, manifest, markdown, page, reverse, sources
 from pipeline.report.document import document
 from pipeline.report.explorer import explorer
 from pipeline.report.metrics import metrics
@@ -44,8 +44,8 @@ def main(params: Params) -> None:
     told = {"layers": layers.section(run.choices, sure), "methods": comparison.section(compared)}
     report = document(
         run, title=params.report.title, plots=plots, sections=told | {"collapse": collapse.section(harm, r2, nats)},
-        more=[*reverse.sections(back), *extras.sections(out, data, now, sure)], edit_counts=counts, targets=targets, confidence=sure,
-        permutations=plan.permutations, manifest=manifest.lasting(of_run),
+        more=[*reverse.sections(back), *extras.sections(out, data, now, sure)], edit_counts=counts, targets=targets,
+        confidence=sure, permutations=plan.permutations, manifest=manifest.lasting(of_run),
     )  # fmt: skip
     saved = page.save(report.plots, out / "figures", params.report.dpi)
     facts = explorer(run.facts, run.trace, run.edits, run.scores, extras.texts(data, now))
