@@ -32,6 +32,7 @@ SCORES = ("rewrite", "paraphrase", "neighborhood", "overall")
 BUDGET = 11_000_000  # bytes of records; with figures, tables and libraries a page stays below 15 MB
 Rows = Mapping[str, NDArray[Any]]  # columns of some rows of a table
 _SUBJECT = ("first_subject", "middle_subject", "last_subject")
+_UNEDITED = "unedited"  # the rows of data/table_texts.parquet that say what is there before any edit
 _LEVELS = 1000  # whole parts of 1, or of a map's largest effect
 
 
@@ -202,11 +203,11 @@ def _edits(rows: Rows, scores: Rows | None, kinds: Sequence[str]) -> dict[str, A
 def _texts(rows: Rows) -> list[list[Any]]:
     """Method, layer, prompt, and what the model writes before and after the edit; layer -1: all layers."""
     columns = (rows[name] for name in ("method", "layer", "prompt", "before", "after"))
-    found = []
-    for method, layer, *words_ in zip(*columns, strict=True):
-        if words_[1] != words_[2]:
-            found.append([method_label(str(method)), int(layer), *map(str, words_)])
-    return found
+    return [
+        [method_label(str(method)), int(layer), str(prompt), str(before), str(after)]
+        for method, layer, prompt, before, after in zip(*columns, strict=True)
+        if method != _UNEDITED
+    ]
 
 
 def _whole(value: float) -> int | None:

@@ -77,17 +77,14 @@ def test_generated_text_goes_with_its_fact() -> None:
     run = make_run(2, 3)
     texts = pd.DataFrame(
         {
-            "fact_id": "capital.001",
-            "method": "rome",
-            "layer": [1, 2],
-            "prompt": "Fran1 is",
-            "text": ["Fran1 is <b>", "é"],
+            "fact_id": "capital.001", "method": ["unedited", "rome", "kn"], "layer": [-1, 2, -1], "prompt": "Fran1 is",
+            "before": "in <b>", "after": ["in <b>", "in Rome", "é"],
         }
-    )
+    )  # fmt: skip
     packed = explorer(run.facts, run.trace, run.edits, scored(run), texts)
     first, second = (unpack(record) for record in json.loads(packed.records))
     assert first["texts"] == []
-    assert second["texts"] == [["rome", 1, "Fran1 is", "Fran1 is <b>"], ["rome", 2, "Fran1 is", "é"]]
+    assert second["texts"] == [["ROME", 2, "Fran1 is", "in <b>", "in Rome"], ["KN", -1, "Fran1 is", "in <b>", "é"]]
 
 
 def test_what_is_too_much_is_left_out_and_counted(made: Made) -> None:
