@@ -173,6 +173,7 @@ def _edits(rows: Rows, scores: Rows | None, kinds: Sequence[str]) -> dict[str, A
     """A fact's edits by one method for one problem, with the prompts' probabilities by layer; kinds: of its prompts."""
     layers, first = np.unique(rows["layer"], return_index=True)
     start = {kind: kinds.index(kind) for kind in dict.fromkeys(kinds)}
+    own = int(np.argmax(rows["prompt_kind"] == "rewrite"))  # prompts of the other direction have another target
     place = np.array([start.get(kind, len(kinds)) for kind in rows["prompt_kind"]]) + rows["prompt_index"]
     fits = place < len(kinds)
     at = place[fits], np.searchsorted(layers, rows["layer"][fits])
@@ -184,7 +185,8 @@ def _edits(rows: Rows, scores: Rows | None, kinds: Sequence[str]) -> dict[str, A
         return values
 
     made = {
-        "w": int(rows["window"][0]), "l": layers.tolist(), "t": str(rows["target"][0]), "b": str(rows["baseline"][0]),
+        "w": int(rows["window"][0]), "l": layers.tolist(),
+        "t": str(rows["target"][own]), "b": str(rows["baseline"][own]),
         "pre": _one_each(grid("p_pre")), "post": _wholes(grid("p_post")),
         "bpre": _one_each(grid("p_baseline_pre")), "bpost": _wholes(grid("p_baseline_post")),
         "bad": {str(rows["layer"][i]): str(rows["status"][i]) for i in first if rows["status"][i] != "ok"},
