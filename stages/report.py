@@ -29,7 +29,7 @@ def main(params: Params) -> None:
     harm, compared = collapse_table(run.scores, run.edits), comparison_table(run.scores, plan)
     back = reverse_table(run.scores, run.edits, compared)
     r2 = r2_without_collapsed(run.scores, score, measure, keep_null_layers=settings.null_layers == "keep")
-    fits = read_record(data / "inputs" / "measures.json")
+    fits, model = read_record(data / "inputs" / "measures.json"), run.model["fingerprint"]
     plots = pictures(
         run, rewrite, traced, harm, score=score, measure=measure, example_fact=params.report.example_fact,
         collapse_nats=nats, confidence=sure,
@@ -44,11 +44,11 @@ def main(params: Params) -> None:
     told = {"layers": layers.section(run.choices, sure), "methods": comparison.section(compared)}
     report = document(
         run, title=params.report.title, plots=plots, sections=told | {"collapse": collapse.section(harm, r2, nats)},
-        more=[*reverse.sections(back), *extras.sections(out, data, now, sure)], edit_counts=counts, targets=targets,
-        confidence=sure, permutations=plan.permutations, manifest=manifest.lasting(of_run),
+        more=[*reverse.sections(back), *extras.sections(out, data, fits, model, sure)], edit_counts=counts,
+        targets=targets, confidence=sure, permutations=plan.permutations, manifest=manifest.lasting(of_run),
     )  # fmt: skip
     saved = page.save(report.plots, out / "figures", params.report.dpi)
-    facts = explorer(run.facts, run.trace, run.edits, run.scores, extras.texts(data, now))
+    facts = explorer(run.facts, run.trace, run.edits, run.scores, extras.texts(data, fits, model))
     write_bytes(out / "report.html", page.render(report, saved, facts, out).encode())
     write_bytes(out / "report.md", markdown.render(report, saved, out).encode())
 

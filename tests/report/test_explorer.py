@@ -3,12 +3,17 @@
 import json
 import zlib
 from base64 import b64decode
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.report import extras
 from pipeline.report.explorer import explorer, unpack
+from pipeline.report.extras import TEXTS
+from pipeline.tables import write, write_json
 from tests.analysis.synthetic import PROBLEMS, Run, make_run
 from tests.report.made import NASTY, Made, explored, scored
 
@@ -85,6 +90,20 @@ def test_generated_text_goes_with_its_fact() -> None:
     first, second = (unpack(record) for record in json.loads(packed.records))
     assert first["texts"] == []
     assert second["texts"] == [["ROME", 2, "Fran1 is", "in <b>", "in Rome"], ["KN", -1, "Fran1 is", "in <b>", "é"]]
+
+
+def test_text_of_another_run_is_not_shown(tmp_path: Path) -> None:
+    texts = pd.DataFrame([dict.fromkeys(TEXTS, "a") | {"layer": 1}])
+    write(texts, tmp_path / "table_texts.parquet")
+    fits: dict[str, Any] = {"table": {"fits": True}}
+    assert extras.texts(tmp_path, fits, "f") is None  # no record says what they were made of
+    write_json({"model": "f"}, tmp_path / "measures" / "table.json")
+    shown = extras.texts(tmp_path, fits, "f")
+    assert shown is not None
+    pd.testing.assert_frame_equal(shown, texts, check_dtype=False)
+    assert extras.texts(tmp_path, fits, "another model") is None
+    assert extras.texts(tmp_path, {"table": {"fits": False}}, "f") is None
+    assert extras.texts(tmp_path, {}, "f") is None
 
 
 def test_what_is_too_much_is_left_out_and_counted(made: Made) -> None:
