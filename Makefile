@@ -21,7 +21,7 @@ FUZZ_SECONDS ?= 300
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro maps essence table scaling default-run readme status prune test test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
+.PHONY: help setup repro maps essence table scaling default-run readme status prune test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -57,8 +57,10 @@ scaling: ## many edits at once, and which layers share them
 
 default-run: $(READY)  ## repro PRESET=default, and keep its small results in reports/default-run
 	@$(MAKE) repro PRESET=default
-	@cp params.yaml reports/{manifest.json,metrics.json,collapse.csv,collapse_r2.csv,layers.csv,methods.csv,regressions.csv,report.html,reverse.csv,rewrite_by_layer.csv,trace_by_layer.csv} \
+	@cp params.yaml reports/{manifest.json,metrics.json,collapse.csv,collapse_r2.csv,layers.csv,methods.csv,regressions.csv,report.html,report.md,reverse.csv,rewrite_by_layer.csv,trace_by_layer.csv} \
 	  reports/figures/rewrite_by_layer.png reports/default-run/
+	@rm -rf reports/default-run/figures && mkdir reports/default-run/figures
+	@cp reports/figures/*.svg reports/default-run/figures/
 	@python -m pipeline.report.readme
 
 readme: $(READY)  ## the README's results, from the committed tables
@@ -70,8 +72,17 @@ status: $(READY)  ## what is done, what is left, for how long, in how much space
 prune: $(READY)  ## remove the results kept per fact that no current setting needs
 	@python -m stages.status --prune
 
-test: $(READY)  ## the tests but the slow ones; PYTEST_ARGS='-k rome' for some of them
-	@python -m pytest -m 'not slow' $(PYTEST_ARGS)
+test: $(READY)  ## the tests but the slow ones and the browser's; PYTEST_ARGS='-k rome' for some of them
+	@python -m pytest -m 'not slow and not browser' $(PYTEST_ARGS)
+
+test-page: $(READY)  ## the page in a headless Chromium, which it installs where it may (Debian, Ubuntu)
+	@if ! command -v chromium >/dev/null; then \
+	  root=''; [ "$$(id -u)" = 0 ] || root='sudo -n'; \
+	  { $$root apt-get -qq update && $$root apt-get -qq install -y --no-install-recommends chromium; } || { \
+	    echo "error: no chromium here, and it could not be installed; install it (Debian: sudo apt-get install" \
+	      "chromium) and run make test-page again" >&2; exit 1; }; \
+	fi
+	@python -m pytest -m browser $(PYTEST_ARGS)
 
 test-slow: $(READY)  ## the slow ones: real runs that are stopped, changed, and extended by a method
 	@python -m pytest -m slow $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-"""Stage `report`: tables to reports/report.html, figures, metrics, plot tables and manifest."""
+"""Stage `report`: tables to reports/report.html and report.md, figures, metrics, plot tables and manifest."""
 
 from pathlib import Path
 
@@ -9,7 +9,11 @@ from pipeline.analysis.reverse import reverse_table
 from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
 from pipeline.analysis.targets import function_word_targets
 from pipeline.disk import write_bytes
-from pipeline.report import collapse, comparison, extras, figures, layers, manifest, page, reverse, sources
+from pipeline.report import collapse, comparison, extras, layers, manifest, markdown, page, reverse, sources
+from pipeline.report.document import document
+from pipeline.report.explorer import explorer
+from pipeline.report.metrics import metrics
+from pipeline.report.pictures import pictures
 from pipeline.settings.params import Params
 from pipeline.tables import read_record, write_csv, write_json
 from stages._run import run_stage
@@ -25,32 +29,28 @@ def main(params: Params) -> None:
     harm, compared = collapse_table(run.scores, run.edits), comparison_table(run.scores, plan)
     back = reverse_table(run.scores, run.edits, compared)
     r2 = r2_without_collapsed(run.scores, score, measure, keep_null_layers=settings.null_layers == "keep")
-    fits = read_record(data / "inputs" / "measures.json")
-    more = [*reverse.sections(back), *extras.sections(out, data, fits, run.model["fingerprint"], sure)]
-    plots = [
-        figures.trace_by_layer(traced, sure),
-        figures.trace_heatmap(run.trace, run.facts, params.report.example_fact),
-        figures.rewrite_by_layer(rewrite, sure),
-        figures.score_against_trace(run.scores, score, measure),
-        figures.r2_bars(run.regressions, run.paper),
-        collapse.collapse_by_layer_plot(harm, nats),
-        layers.layers_plot(run.choices, sure),
-    ]
-    saved = page.save(plots + [plot for section in more for plot in section.plots], out / "figures", params.report.dpi)
+    fits, model = read_record(data / "inputs" / "measures.json"), run.model["fingerprint"]
+    plots = pictures(
+        run, rewrite, traced, harm, score=score, measure=measure, example_fact=params.report.example_fact,
+        collapse_nats=nats, confidence=sure,
+    )  # fmt: skip
     made = {"rewrite_by_layer": rewrite, "trace_by_layer": traced, "collapse": harm, "collapse_r2": r2}
     for name, table in (made | {"methods": compared, "reverse": back}).items():
         write_csv(table, out / f"{name}.csv")
     counts, targets = count_edits(run.edits, params.edit.erasure_min_p), function_word_targets(run.edits)
-    write_json(page.metrics(run.regressions, run.scores, run.facts, counts, targets), out / "metrics.json")
+    write_json(metrics(run.regressions, run.scores, run.facts, counts, targets), out / "metrics.json")
     of_run = manifest.manifest(run.model, run.statistics, params.tree(), run.timings)
     write_json(of_run, out / "manifest.json")
     told = {"layers": layers.section(run.choices, sure), "methods": comparison.section(compared)}
-    text = page.render(
-        run, title=params.report.title, edit_counts=counts, targets=targets,
-        sections=told | {"collapse": collapse.section(harm, r2, nats)}, more=more,
-        confidence=sure, permutations=plan.permutations, pictures=saved, manifest=manifest.lasting(of_run),
+    report = document(
+        run, title=params.report.title, plots=plots, sections=told | {"collapse": collapse.section(harm, r2, nats)},
+        more=[*reverse.sections(back), *extras.sections(out, data, fits, model, sure)], edit_counts=counts,
+        targets=targets, confidence=sure, permutations=plan.permutations, manifest=manifest.lasting(of_run),
     )  # fmt: skip
-    write_bytes(out / "report.html", text.encode("utf-8"))
+    saved = page.save(report.plots, out / "figures", params.report.dpi)
+    facts = explorer(run.facts, run.trace, run.edits, run.scores, extras.texts(data, fits, model))
+    write_bytes(out / "report.html", page.render(report, saved, facts, out).encode())
+    write_bytes(out / "report.md", markdown.render(report, saved, out).encode())
 
 
 if __name__ == "__main__":

@@ -156,6 +156,7 @@ def heatmaps(aie: pd.DataFrame) -> Plot:
         name="aie_heatmaps",
         title="Average indirect effects by token and layer",
         figure=figure,
+        data=aie,
         caption=(
             "How much of the true object's probability comes back when a module's clean output is put back at a token "
             f"of this role, over a window of layers, under noise on the subject. {_ONE_ROLE}: {_over(whole)}. No "
@@ -181,6 +182,7 @@ def lines(aie: pd.DataFrame, confidence: float) -> Plot:
         name="aie_lines",
         title="Average indirect effects at the last subject token and the last token",
         figure=figure,
+        data=aie,
         caption=f"The same effects at two tokens. Means over facts: {_over(whole)}; {bands_phrase(whole, confidence)}.",
     )
 
@@ -200,6 +202,7 @@ def severed_lines(aie: pd.DataFrame, confidence: float) -> Plot:
         name="aie_severed",
         title="What a hidden state does without the modules above it",
         figure=figure,
+        data=aie,
         caption=(
             "Average indirect effect of the hidden state at the last subject token, one layer restored at a time: as "
             "it is, and with that token's MLP or attention outputs held at what they were under the same noise. Where "

@@ -7,6 +7,7 @@ import pandas as pd
 
 from pipeline.analysis.collapse import collapse_by_layer, totals
 from pipeline.report.plots import Plot, bands, listed, panels, style, words
+from pipeline.report.section import Section, Table, number
 from pipeline.words import method_label
 
 _KEYS = {
@@ -87,6 +88,41 @@ def _row(group: pd.DataFrame, r2: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def as_section(told: Mapping[str, Any], plot: Plot | None) -> Section:
+    """What `section` found as a section of the page, with the figure where there is one."""
+    rows = [
+        [
+            words(str(row["problem"])),
+            method_label(str(row["method"])) + (f", key: {row['key']}" if row["key"] else ""),
+            str(row["edits"]), str(row["collapsed"]), row["layers"], number(row["rise"]),
+            "–" if row["least"] != row["least"] else f"{row['least']:.1e}",
+            *(number(row[name]) for name in ("r2_layer", "r2_layer_without", "r2_both", "r2_both_without")),
+        ]
+        for row in told["rows"]
+    ]  # fmt: skip
+    table = Table(
+        title="Edits that disable the model",
+        head=[
+            "problem", "method", "made", "collapsed", "at layers", "largest rise", "least denominator", "layer",
+            "without", "both", "without",
+        ],
+        groups=[("", 2), ("edits", 5), ("R²", 4)],
+        rows=rows,
+        note="**largest rise**: of the text's loss, in nats a token. **least denominator**: the smallest cosine, in "
+        "absolute value, of u = C⁻¹k* and the key k that ROME's update divides by; the update grows as it nears 0. "
+        "**layer** and **both** are R² as above, for the first score and trace that this run asks for, each beside "
+        "what it is **without** the rows of collapsed edits; reports/collapse_r2.csv has every trace.",
+        source="collapse.csv",
+    )  # fmt: skip
+    return Section(
+        anchor="collapse",
+        title="Edits that disable the model",
+        paragraphs=[told["sentence"]],
+        tables=[table] if rows else [],
+        plots=[] if plot is None else [plot],
+    )
+
+
 def collapse_by_layer_plot(table: pd.DataFrame, collapse_nats: float) -> Plot | None:
     """Share of edits that collapsed by edited layer, one line per method; None where none did."""
     if not _any(table):
@@ -103,6 +139,7 @@ def collapse_by_layer_plot(table: pd.DataFrame, collapse_nats: float) -> Plot | 
         name="collapse_by_layer",
         title="Edits that disable the model, by layer",
         figure=figure,
+        data=shares.drop(columns=["low", "high"]),
         caption=(
             "Share of edits, over all facts and problems together, that raise the loss of the model's own text by more "
             f"than {collapse_nats:g} nats a token: {count['collapsed']} of {count['measured']} edits in all. No means."

@@ -211,6 +211,7 @@ def _plot(table: pd.DataFrame, confidence: float) -> Plot:
         name="counterfact",
         title="Efficacy, paraphrases and neighborhood by method",
         figure=figure,
+        data=table,
         caption=(
             f"ES, PS and NS over {facts_phrase(int(rows['n_facts'].max()))}, each the mean over facts of the share of "
             f"its prompts; of the unedited model and of {listed(methods)}, each at the layer that is best on other "

@@ -120,6 +120,7 @@ def _plot(table: pd.DataFrame, confidence: float) -> Plot:
         name="essence_by_layer",
         title="What edits leave of a subject, by layer",
         figure=figure,
+        data=table,
         caption=(
             f"Essence score by edited layer: means over {over}; {trust.bands_phrase(shown, confidence)}. An edit that "
             "does nothing scores 1. Failed edits are not in the means."

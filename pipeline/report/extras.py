@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from pipeline.report import aie, counterfact, essence, scaling
 from pipeline.report.section import Section, record
-from pipeline.tables import read_record
+from pipeline.tables import TEXT, WHOLE, read, read_record
+
+# Of data/table_texts.parquet, what the fact explorer shows: what the model writes before and after an edit.
+TEXTS = {"fact_id": TEXT, "method": TEXT, "layer": WHOLE, "prompt": TEXT, "before": TEXT, "after": TEXT}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +72,25 @@ def sections(
     """
     found, missing = [], []
     for extra in extras:
-        path = record(data, extra.name)
-        if not path.exists():
-            missing.append(f"make {extra.name}: {extra.says}.")
-        elif not fits.get(extra.name, {}).get("fits") or read_record(path, model=str)["model"] != model:
+        if _of_this_run(data, extra.name, fits, model):
+            found.append(extra.draw(reports, data, confidence))
+        elif record(data, extra.name).exists():
             missing.append(f"make {extra.name}: {extra.says}. What is there was made with other settings.")
         else:
-            found.append(extra.draw(reports, data, confidence))
+            missing.append(f"make {extra.name}: {extra.says}.")
     if missing:
         found.append(Section(anchor="more", title="What else can be measured", paragraphs=missing))
     return found
+
+
+def texts(data: Path, fits: Mapping[str, Mapping[str, Any]], model: str) -> pd.DataFrame | None:
+    """What stage `table` had the model write; None where it is not there or another run's. As for `sections`."""
+    return read(data / "table_texts.parquet", TEXTS) if _of_this_run(data, "table", fits, model) else None
+
+
+def _of_this_run(data: Path, name: str, fits: Mapping[str, Mapping[str, Any]], model: str) -> bool:
+    """Whether a stage's tables are there, of today's settings and of this model."""
+    path = record(data, name)
+    if not path.exists() or not fits.get(name, {}).get("fits"):
+        return False
+    return bool(read_record(path, model=str)["model"] == model)

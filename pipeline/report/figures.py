@@ -64,6 +64,7 @@ def trace_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
         name="trace_by_layer",
         title="Tracing effect by layer",
         figure=figure,
+        data=table,
         caption=(
             "How much of the probability of the true target comes back when a layer's clean output is put "
             "back into the run with a noised subject. Each prompt's tokens are reduced first, by the maximum "
@@ -125,6 +126,7 @@ def trace_heatmap(trace: pd.DataFrame, facts: pd.DataFrame, example_fact: str) -
         name="trace_heatmap",
         title="Where one fact is restored",
         figure=figure,
+        data=one.drop(columns="fact_id"),
         caption=(
             f"Tracing effect of every token and layer for one fact, {chosen}:{text}{target} ({how}). No mean "
             "or maximum over facts, tokens or layers; the probabilities under noise are means over the noise "
@@ -156,6 +158,7 @@ def rewrite_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
         name="rewrite_by_layer",
         title="Edit success by layer",
         figure=figure,
+        data=table,
         caption=(
             f"Rewrite score by edited layer: means over {over}; {trust.bands_phrase(table, confidence)}. "
             "Failed edits are not in the means."
@@ -218,6 +221,7 @@ def score_against_trace(
         name="score_against_trace",
         title="Edit success against tracing effect, layer by layer",
         figure=figure,
+        data=rows[["fact_id", "layer", score, measure]],
         caption=(
             f"{words(problem).capitalize()}, {method_label(method)}: {words(score)} score against the "
             f"{_MEASURES.get(measure, words(measure))}, {module}, {_window(window)}. A panel is a layer, "
@@ -284,6 +288,7 @@ def r2_bars(regressions: pd.DataFrame, paper: pd.DataFrame) -> Plot:
         name="r2_bars",
         title="What the layer explains, and what the trace adds",
         figure=figure,
+        data=rows,
         caption=(
             f"R² of score ~ layer, and what the {_MEASURES.get(measure, words(measure))} "
             f"({first['trace_module']}, {_window(first['trace_window'])}) adds with a line of its own in "

@@ -9,6 +9,7 @@ import seaborn as sns
 from pipeline.analysis.layers import WITHIN
 from pipeline.analysis.trust import MIN_FACTS_OF_MEANS, MIN_FACTS_SHOWN, bands
 from pipeline.report.plots import Plot, facts_phrase, legend_below, listed, panels, style, words
+from pipeline.report.section import Table, chance, number, spread
 from pipeline.words import method_label
 
 _DRAWN = {
@@ -46,6 +47,78 @@ def section(table: pd.DataFrame, confidence: float) -> dict[str, Any]:
         "tests": sum(row["p"] is not None for row in rows),
         "within": WITHIN,
     }
+
+
+def tables(told: dict[str, Any], permutations: int) -> list[Table]:
+    """The rows of `section` as tables: the first localizer's, and, folded, those of the others."""
+    found = []
+    localizers = list(dict.fromkeys(row["localizer"] for row in told["rows"]))
+    interval = f" ({told['confidence']} interval)" if told["intervals"] else ""
+    head = [
+        "problem", "method", "facts", "traced", "fixed layer", "random", "others' traces", "best",
+        f"fixed: loses{interval}", "others': gains (p)", *(f"within {k}" for k in told["within"]),
+    ]  # fmt: skip
+    groups = [
+        ("", 3), (f"mean {told['score']} score at", 5), ("traced against", 2),
+        ("near the best (random)", len(told["within"])),
+    ]  # fmt: skip
+    for place, localizer in enumerate(localizers):
+        rows = [_cells(row) for row in told["rows"] if row["localizer"] == localizer]
+        named = f", by {localizer}" if len(localizers) > 1 else ""
+        found.append(
+            Table(
+                title=f"Mean scores by where facts are edited{named}",
+                head=head,
+                groups=groups,
+                rows=rows,
+                source="layers.csv",
+                folded=place > 0,
+                note="" if place else _note(told, permutations),
+            )
+        )
+    return found
+
+
+def sure(told: dict[str, Any]) -> list[str]:
+    """How far the sentence goes that `section` puts first: a point for the page's list, none where there is none."""
+    if not told["rows"]:
+        return []
+    counts = [row["n_facts"] for row in told["rows"]]
+    over = facts_phrase(max(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)} facts"
+    if told["intervals"]:
+        how = f"its {told['confidence']} interval, by facts, stands in the table; where that holds 0, it may be chance"
+    else:
+        how = f"with so few facts it may be chance, and below {told['least']} no interval is given"
+    return [
+        f"What is lost at the traced layer is a mean over {over}, each beside a layer that was chosen without it; "
+        f"{how}. It speaks of facts of these relations, in this model, by these methods."
+    ]
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    mean, lost = row["mean"], number(row["regret"])
+    ends = spread(row["regret_low"], row["regret_high"])
+    return [
+        words(row["problem"]), method_label(row["method"]), str(row["n_facts"]), number(mean["traced"]),
+        f"{number(mean['fixed'])} ({row['layer']})", number(mean["random"]), number(mean["dealt"]),
+        number(mean["best"]), lost if ends == "–" else f"{lost} ({ends})", f"{number(row['own'])} ({chance(row['p'])})",
+        *(f"{traced:.0%} ({random:.0%})" for traced, random in row["hits"]),
+    ]  # fmt: skip
+
+
+def _note(told: dict[str, Any], permutations: int) -> str:
+    few = f"Below {told['least']} facts intervals are not given, as they miss the mean too often."
+    return (
+        "Each fact at the layer with its largest trace (**traced**); at the one layer with the highest mean over all "
+        "other facts (**fixed layer**, in brackets the one chosen for most facts, counted from 0); at a **random** "
+        "one; at the layers that the traces of the other facts of its relation name (**others' traces**); and at its "
+        "own **best** one, which is chosen on the scores that it is judged by, so that nobody can reach it and chance "
+        "raises it. **loses**: fixed less traced, below 0 where tracing helps. **gains**: traced less others', with "
+        f"the share of {permutations} dealings of traces to facts of the same relation that do as well "
+        f"({told['tests']} such tests here, uncorrected): a trace may name good layers and yet say nothing of its own "
+        "fact. **near the best**: share of facts whose traced layer is within so many blocks of the fact's best one, "
+        f"and of random layers.{'' if told['intervals'] else ' ' + few}"
+    )
 
 
 def _score(table: pd.DataFrame) -> str:
@@ -157,6 +230,7 @@ def layers_plot(table: pd.DataFrame, confidence: float) -> Plot | None:
         name="layers",
         title="Where to edit",
         figure=figure,
+        data=table,
         caption=(
             f"Mean {words(_score(table))} score over {over} where each is edited at the layer that its trace names "
             f"({rows['localizer'].iloc[0]}, the largest); at the one layer with the highest mean over all other facts; "

@@ -53,12 +53,16 @@ def style() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A drawn figure: `name` is its file name without ending, `title` and `caption` are plain text."""
+    """A drawn figure: `name` is its file name without ending, `title` and `caption` are plain text.
+
+    data: the table that it was drawn from, None where its section's tables say where that is.
+    """
 
     name: str
     title: str
     caption: str
     figure: Figure
+    data: pd.DataFrame | None = None
 
     def save(self, folder: Path, dpi: int) -> tuple[Path, Path]:
         """Write `name`.svg and `name`.png into `folder`, made if missing; return both paths."""

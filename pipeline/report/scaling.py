@@ -224,6 +224,7 @@ def scaling_plot(table: pd.DataFrame, confidence: float) -> Plot:
         name="scaling",
         title="Many edits at once",
         figure=figure,
+        data=table,
         caption=(
             f"Means over facts of all batches of a size, against the number of edits that one model holds; {bands} "
             f"(none below {MIN_FACTS_OF_MEANS} facts or texts). {_WHAT}; GE is a mean over texts. Dotted: the unedited "
@@ -265,6 +266,7 @@ def places_plot(places: pd.DataFrame) -> Plot:
         name="places",
         title="Number and place of the layers that share an edit",
         figure=figure,
+        data=places,
         caption=(
             f"MEMIT, error injection, one fact at a time: means over {facts_phrase(n)} by the number of blocks in the "
             f"window and the layer in its middle; windows are cut off at the model's ends. {_WHAT}. From 0 to 1; blank "

@@ -40,6 +40,10 @@ def _facts(ids: list[str], subject: str) -> pd.DataFrame:
             "prompt": "The capital of {} is the city of",
             "target_true": "Paris",
             "target_false": "Rome",
+            "paraphrases": [
+                [f"{subject}{i} has {k} capitals, the first is" for k in range(3)] for i in range(len(ids))
+            ],
+            "neighborhood": [[f"The capital of Neighbor {k} is the city of" for k in range(5)] for _ in ids],
             "source": "embedded",
             "p_true": np.linspace(0.2, 0.95, len(ids)),
             "greedy_correct": True,
@@ -117,7 +121,10 @@ def _edits(ids: list[str], n_layers: int, rng: np.random.Generator) -> pd.DataFr
                             "prompt_kind": kind,
                             "prompt_index": index,
                             "target": "Rome" if problem == "error_injection" else "Paris",
+                            "baseline": "Paris" if problem == "error_injection" else "Rome",
                             "p_pre": pre,
+                            "p_baseline_pre": 1 - pre,
+                            "p_baseline_post": (1 - pre) * (1 - share),
                             "p_post": pre * (1 - share) if falls else pre + (1 - pre) * share,
                             "status": "ok",
                             "acts": True,
@@ -132,5 +139,7 @@ def _edits(ids: list[str], n_layers: int, rng: np.random.Generator) -> pd.DataFr
     edits = pd.concat(tables, ignore_index=True)
     failed = (edits["fact_id"] == ids[0]) & (edits["layer"] == 3) & (edits["problem"] == "error_injection")
     edits.loc[failed, "status"] = "the loss is not finite"
-    edits.loc[failed, ["p_post", "denominator", "update_norm", "text_loss_pre", "text_loss_post"]] = np.nan
+    edits.loc[
+        failed, ["p_post", "p_baseline_post", "denominator", "update_norm", "text_loss_pre", "text_loss_post"]
+    ] = np.nan
     return edits

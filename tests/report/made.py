@@ -1,5 +1,6 @@
 """A made-up run with its tables, figures and page, for the tests of the report."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,13 +18,15 @@ from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, score_
 from pipeline.analysis.targets import function_word_targets
 from pipeline.report import collapse, comparison, figures, layers, sources
 from pipeline.report import page as report
+from pipeline.report.document import Document, document
+from pipeline.report.explorer import Explorer, explorer
 from pipeline.report.manifest import manifest
 from pipeline.report.plots import Plot
 from tests.analysis.synthetic import Run, make_run
 
 PLAN = Resampling(samples=100, permutations=99, confidence=0.95, seed=0)
 DESIGN = Design(keep_null_layers=False, folds=5, plan=PLAN)
-NASTY = "<script>alert('$x$ & y')</script>"
+NASTY = "</script><script>alert('$x$ & y')</script>"
 LEFT_OUT = pd.DataFrame(
     {"record": ["3", "5", "8"], "source_file": "facts.json", "reason": ["subject is empty", f"{NASTY} 0", f"{NASTY} 0"]}
 )
@@ -40,10 +43,11 @@ class Made:
     counts: pd.DataFrame
     plots: list[Plot]
     pictures: list[report.Picture]
+    document: Document
     page: str
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def paper() -> pd.DataFrame:
     return sources.read_paper(PAPER)
 
@@ -74,6 +78,11 @@ def sections(run: Run, scores: pd.DataFrame) -> dict[str, dict[str, Any]]:
     }
 
 
+def explored(run: Run, scores: pd.DataFrame) -> Explorer:
+    """The fact explorer's data of a run."""
+    return explorer(run.facts, run.trace, run.edits, scores)
+
+
 def draw(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame, paper: pd.DataFrame) -> list[Plot]:
     return [
         figures.trace_by_layer(trace_by_layer_table(run.trace, PLAN), 0.95),
@@ -101,23 +110,16 @@ def sources_of(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame) -> sou
     )
 
 
-@pytest.fixture(scope="module")
-def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("figures")
-    run = make_run(12, 30, subject=NASTY)
-    scores = scored(run)
-    regressions = regression_table(scores, ["rewrite", "overall"], ["fraction"], DESIGN)
-    counts = count_edits(run.edits, 0.02)
-    plots = draw(run, scores, regressions, paper)
-    pictures = [report.Picture(plot.title, plot.caption, *plot.save(folder, 60)) for plot in plots]
-    page = report.render(
+def composed(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame, plots: Sequence[Plot | None]) -> Document:
+    """The report of a run."""
+    return document(
         sources_of(run, scores, regressions),
         title="Title & <b>more</b>",
-        edit_counts=counts,
+        plots=plots,
+        edit_counts=count_edits(run.edits, 0.02),
         targets=function_word_targets(run.edits),
         sections=sections(run, scores),
         more=[],
-        pictures=pictures,
         manifest=manifest(
             {"name": "packaged:Model", "layers": 30},
             {"text": NASTY, "condition": [1.5, 2.5]},
@@ -127,6 +129,19 @@ def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
         confidence=0.95,
         permutations=99,
     )
+
+
+@pytest.fixture(scope="session")
+def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("figures")
+    run = make_run(12, 30, subject=NASTY)
+    scores = scored(run)
+    regressions = regression_table(scores, ["rewrite", "overall"], ["fraction"], DESIGN)
+    counts = count_edits(run.edits, 0.02)
+    plots = draw(run, scores, regressions, paper)
+    told = composed(run, scores, regressions, plots)
+    pictures = report.save(told.plots, folder, 60)
+    page = report.render(told, pictures, explored(run, scores), folder)
     return Made(
         run=run,
         scores=scores,
@@ -134,12 +149,13 @@ def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
         counts=counts,
         plots=plots,
         pictures=pictures,
+        document=told,
         page=page,
     )
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, the nesting's errors, and the visible text."""
+    """Tags with their attributes, the nesting's errors, and the visible text; `scripts` in their order."""
 
     VOID = frozenset({"meta", "img", "br", "link", "input", "hr", "wbr"})
 
@@ -149,10 +165,13 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.wrong: list[str] = []
         self.text = ""
+        self.scripts: list[tuple[str | None, str]] = []
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append((dict(attrs).get("id"), ""))
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -163,4 +182,8 @@ class Page(HTMLParser):
             self.wrong.append(tag)
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if self.open[-1:] not in (["script"], ["style"]):
+            self.text += data
+        elif self.open[-1] == "script":
+            name, code = self.scripts[-1]
+            self.scripts[-1] = name, code + data

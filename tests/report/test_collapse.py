@@ -12,7 +12,7 @@ from pipeline.analysis.scores import rewrite_by_layer_table
 from pipeline.report import collapse, figures
 from pipeline.report import page as report
 from tests.analysis.synthetic import Run, make_run
-from tests.report.made import PLAN, Made, Page, scored, sections, sources_of, told
+from tests.report.made import PLAN, Made, Page, composed, explored, scored, told
 
 
 def broken() -> Run:
@@ -36,7 +36,7 @@ def test_a_run_without_collapse_says_so_in_a_sentence_and_draws_nothing(made: Ma
     assert collapse.collapse_by_layer_plot(collapse_table(made.scores, made.run.edits), 0.5) is None
 
 
-def test_the_section_counts_them_and_shows_r2_without_them(made: Made) -> None:
+def test_the_section_counts_them_and_shows_r2_without_them(made: Made, tmp_path: Path) -> None:
     run = broken()
     section = told(run, scored(run))
     assert section["sentence"].startswith("8 of 239 edits by ROME with key: prompt")
@@ -49,20 +49,11 @@ def test_the_section_counts_them_and_shows_r2_without_them(made: Made) -> None:
     row = section["rows"][1]
     assert (row["edits"], row["collapsed"], row["layers"], row["rise"]) == (48, 4, "1, 4", pytest.approx(4.25))
     assert row["least"] == 3e-4
-    page = Page(
-        report.render(
-            sources_of(run, scored(run), made.regressions),
-            title="T",
-            edit_counts=made.counts,
-            targets=made.counts.assign(share=0.0, function_words=0),
-            sections=sections(run, scored(run)),
-            more=[],
-            pictures=made.pictures,
-            manifest={},
-            confidence=0.95,
-            permutations=99,
-        )
-    )
+    scores = scored(run)
+    plot = collapse.collapse_by_layer_plot(collapse_table(scores, run.edits), 0.5)
+    document = composed(run, scores, made.regressions, [plot])
+    pictures = report.save(document.plots, tmp_path, 50)
+    page = Page(report.render(document, pictures, explored(run, scores), tmp_path))
     text = re.sub(r"\s+", " ", page.text)
     assert page.wrong == page.open == []
     assert f"fact erasure ROME, key: prompt 48 4 1, 4 4.250 3.0e-04 {row['r2_layer']:.3f}" in text
@@ -104,6 +95,6 @@ def test_figures_of_earlier_runs_are_taken_away(made: Made, tmp_path: Path) -> N
     plots = [figures.rewrite_by_layer(rewrite_by_layer_table(made.scores, PLAN), 0.95)]
     for name in ("collapse_by_layer.svg", "collapse_by_layer.png", "notes.txt"):
         (tmp_path / name).write_text("old")
-    saved = report.save([*plots, None], tmp_path, 50)
+    saved = report.save(plots, tmp_path, 50)
     assert [picture.title for picture in saved] == ["Edit success by layer"]
     assert {path.name for path in tmp_path.iterdir()} == {"rewrite_by_layer.svg", "rewrite_by_layer.png", "notes.txt"}

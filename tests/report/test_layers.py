@@ -11,6 +11,7 @@ from matplotlib.container import ErrorbarContainer
 from pipeline.analysis.layers import CHOICES, LAYER_COLUMNS
 from pipeline.errors import UserError
 from pipeline.report import layers, sources
+from pipeline.report.section import number
 from pipeline.tables import write_csv
 from tests.report.made import Made, Page, where
 
@@ -68,14 +69,14 @@ def test_the_page_begins_with_it_and_has_the_table(made: Made) -> None:
     text = re.sub(r"\s+", " ", page.text)
     table = where(made.scores)
     first = layers.section(table, 0.95)["first"]
-    assert text.count(first) == 2
-    assert made.page.split('class="answer">')[1].startswith("Editing at the traced layer (ROME) ")
+    assert text.count(first) == 1
+    assert made.page.split('class="answer" id="answer">')[1].startswith("Editing at the traced layer (ROME) ")
     at = table.query("problem == 'fact_erasure' and score == 'rewrite'").set_index("choice")
     hits = at.loc["traced", "hit_1"], at.loc["random", "hit_1"]
     row = (
         f"fact erasure ROME 12 {at.loc['traced', 'mean']:.3f} {at.loc['fixed', 'mean']:.3f} "
         f"({at.loc['fixed', 'layer']}) {at.loc['random', 'mean']:.3f} {at.loc['dealt', 'mean']:.3f} "
-        f"{at.loc['best', 'mean']:.3f} {at.loc['fixed', 'regret']:.3f} {-at.loc['dealt', 'regret']:.3f} "
+        f"{at.loc['best', 'mean']:.3f} {at.loc['fixed', 'regret']:.3f} {number(-at.loc['dealt', 'regret'])} "
         f"({at.loc['dealt', 'permutation_pvalue']:.4f}) {hits[0]:.0%} ({hits[1]:.0%})"
     )
     assert row in text

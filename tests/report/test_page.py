@@ -14,9 +14,14 @@ from pipeline.analysis.regression import REGRESSION_COLUMNS, regression_table
 from pipeline.analysis.scores import count_edits, score_table, trace_by_layer_table
 from pipeline.analysis.targets import function_word_targets
 from pipeline.errors import UserError
-from pipeline.report import figures, sources
+from pipeline.report import account, figures, sources
 from pipeline.report import page as report
+from pipeline.report.answer import answer
 from pipeline.report.manifest import read_timings
+from pipeline.report.metrics import metrics
+from pipeline.report.r2 import r2_tables
+from pipeline.report.scripts import SCRIPTS
+from pipeline.report.section import chance, number
 from pipeline.tables import read_json, write_csv
 from tests.analysis.synthetic import PROBLEMS, make_run
 from tests.report.made import DESIGN, LEFT_OUT, NASTY, PLAN, Made, Page, draw, scored
@@ -25,7 +30,8 @@ from tests.report.made import DESIGN, LEFT_OUT, NASTY, PLAN, Made, Page, draw, s
 def test_everything_is_escaped(made: Made) -> None:
     page = Page(made.page)
     assert NASTY not in made.page
-    assert "<script" not in made.page.lower()
+    assert made.page.count("<script") == 2 + len(SCRIPTS)
+    assert [name for name, _ in page.scripts] == ["explorer-index", "explorer-records", *[None] * len(SCRIPTS)]
     assert f"The capital of {NASTY}0 is the city of" in page.text
     assert "Title & <b>more</b>" in page.text
     assert page.wrong == []
@@ -34,14 +40,15 @@ def test_everything_is_escaped(made: Made) -> None:
 
 def test_nothing_is_loaded_from_anywhere(made: Made) -> None:
     page = Page(made.page)
-    assert "http:" not in made.page.lower()
-    assert "https:" not in made.page.lower()
-    assert "url(" not in made.page
+    shown = re.sub(r"<script.*?</script>", "", made.page, flags=re.DOTALL)
+    assert "http:" not in shown.lower()
+    assert "https:" not in shown.lower()
+    assert "url(" not in shown
     assert "@import" not in made.page
     sources = [attributes[name] for _, attributes in page.tags for name in ("src", "href") if name in attributes]
-    assert len(sources) == 5
-    assert all(source is not None and source.startswith("data:image/") for source in sources)
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "form"}
+    assert len([source for source in sources if (source or "").startswith("data:image/")]) == 5
+    assert all(source is not None and source.startswith(("data:", "#")) for source in sources)
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "embed", "form"}
 
 
 def test_pictures_are_inlined_with_their_captions(made: Made) -> None:
@@ -66,9 +73,9 @@ def test_the_page_says_how_many_targets_are_function_words(made: Made) -> None:
     targets = pd.DataFrame(
         {"problem": ["tracing_reversal"], "facts": 10, "function_words": 9, "share": 0.9, "examples": "a, the"}
     )
-    assert "is a function word (a, the) for 9 of 10 facts, a share of 90%;" in report.target_sentence(targets)
-    assert report.target_sentence(targets[:0]) == ""
-    assert report.target_sentence(function_word_targets(made.run.edits)) in Page(made.page).text
+    assert "is a function word (a, the) for 9 of 10 facts, a share of 90%;" in account.target_sentence(targets)
+    assert account.target_sentence(targets[:0]) == ""
+    assert account.target_sentence(function_word_targets(made.run.edits)) in Page(made.page).text
 
 
 @pytest.mark.filterwarnings("error")
@@ -79,10 +86,10 @@ def test_small_and_odd_runs_are_drawn_and_reported(shape: tuple[int, int], paper
     regressions = regression_table(scores, ["rewrite", "overall", "paraphrase"], ["effect"], DESIGN)
     for plot in draw(run, scores, regressions, paper):
         assert plot.save(tmp_path, 50)[0].stat().st_size > 1000
-    text = report.answer(regressions, "Model", 0.95)
+    text = answer(regressions, "Model", 0.95)
     assert ("cannot answer" in text) == (shape in [(1, 1), (2, 3), (4, 1)])
     targets = function_word_targets(run.edits)
-    numbers = report.metrics(regressions, scores, run.facts, count_edits(run.edits, 0.02), targets)
+    numbers = metrics(regressions, scores, run.facts, count_edits(run.edits, 0.02), targets)
     json.dumps(numbers, allow_nan=False)
 
 
@@ -97,7 +104,7 @@ def test_several_trace_variants_have_a_panel_and_a_table_each(paper: pd.DataFram
         "mlp, window of 1 layer",
         "mlp, window of 5 layers",
     ]
-    tables = report.r2_tables(regressions, paper)
+    tables = r2_tables(regressions, paper)
     assert len(tables) == 3 * 2 * 2
     assert tables[0]["name"].startswith("Rewrite score, ROME")
     assert len({table["name"] for table in tables}) == 12
@@ -117,7 +124,7 @@ def regressions_with(**columns: Any) -> pd.DataFrame:
 
 
 def test_the_answer_is_made_of_the_numbers() -> None:
-    text = report.answer(regressions_with(), "Model", 0.95)
+    text = answer(regressions_with(), "Model", 0.95)
     assert "In Model, edited with ROME on 100 facts" in text
     assert "80 to 90% of the variance of the rewrite score (error injection and fact erasure)" in text
     assert "adds 1.0 to 2.0 points" in text
@@ -128,25 +135,25 @@ def test_the_answer_is_made_of_the_numbers() -> None:
 
 
 def test_a_gain_is_not_said_to_be_a_layer() -> None:
-    text = report.answer(regressions_with(permutation_holm=[0.01, 0.2]), "Model", 0.95)
+    text = answer(regressions_with(permutation_holm=[0.01, 0.2]), "Model", 0.95)
     assert "more than chance for error injection; this may be that some facts are easier" in text
     assert "not shown to go better" in text
-    text = report.answer(regressions_with(within_holm=[0.01, 0.02], within_slope=[-0.3, 0.2]), "Model", 0.95)
+    text = answer(regressions_with(within_holm=[0.01, 0.02], within_slope=[-0.3, 0.2]), "Model", 0.95)
     assert "higher than its relation does, better for fact erasure and worse for error injection" in text
 
 
 def test_the_answer_says_nothing_by_what_is_withheld() -> None:
     sure = {"permutation_holm": 0.001, "within_holm": 0.001, "permutation_pvalue": 0.001, "f_pvalue": 0.0}
-    text = report.answer(regressions_with(n_facts=5, **sure), "Model", 0.95)
+    text = answer(regressions_with(n_facts=5, **sure), "Model", 0.95)
     assert "this decides nothing" in text
-    assert "ruled out" not in report.answer(regressions_with(n_facts=12, **sure), "Model", 0.95)
+    assert "ruled out" not in answer(regressions_with(n_facts=12, **sure), "Model", 0.95)
     nothing = dict.fromkeys(["r2_layer", "r2_diff", "chance"], np.nan)
-    text = report.answer(regressions_with(n_facts=2, **nothing), "Model", 0.95)
+    text = answer(regressions_with(n_facts=2, **nothing), "Model", 0.95)
     assert "cannot answer the question: with 2 facts" in text
 
 
 def test_the_papers_figures_stand_beside_ours(made: Made, paper: pd.DataFrame) -> None:
-    table = report.r2_tables(made.regressions, paper)[0]
+    table = r2_tables(made.regressions, paper)[0]
     row = next(row for row in table["rows"] if row["ours"]["problem"] == "error_injection")
     assert (row["paper"]["r2_layer"], row["paper"]["r2_trace"], row["paper"]["r2_both"]) == (
         0.947,
@@ -168,16 +175,16 @@ def test_means_over_all_prompts_have_no_row_of_the_paper(paper: pd.DataFrame) ->
         ("neighborhood", False),
         ("paraphrase_first", True),
     ):
-        assert report.r2_tables(regressions_with(score=score), paper)[0]["paper"] == there, score
+        assert r2_tables(regressions_with(score=score), paper)[0]["paper"] == there, score
 
 
 def test_unknown_cells_of_the_paper_are_dashes(paper: pd.DataFrame) -> None:
     rows = regressions_with(method="memit", score="neighborhood_first", problem=["fact_forcing", "fact_amplification"])
-    first, second = report.r2_tables(rows, paper)[0]["rows"]
+    first, second = r2_tables(rows, paper)[0]["rows"]
     assert first["paper"]["r2_layer"] is None
     assert second["paper"]["r2_layer"] == 0.035
     assert second["paper"]["r2_trace"] is None
-    assert (report._r2(None), report._p(float("nan")), report._p(0.00001)) == ("–", "–", "<1e-4")
+    assert (number(None), chance(float("nan")), chance(0.00001)) == ("–", "–", "<1e-4")
 
 
 def test_facts_and_reasons_are_listed(made: Made) -> None:
@@ -195,12 +202,12 @@ def test_the_page_says_how_many_records_were_left_out_and_why(made: Made) -> Non
     text = re.sub(r"\s+", " ", Page(made.page).text)
     told = "3 records of the fact file were left out (data/left_out.csv lists them); the reasons: "
     assert f"{told}{NASTY} 0 (2); subject is empty (1)." in text
-    assert report.left_out_sentence(LEFT_OUT[:0]) == ""
-    assert report.left_out_sentence(LEFT_OUT[:1]) == (
+    assert account.left_out_sentence(LEFT_OUT[:0]) == ""
+    assert account.left_out_sentence(LEFT_OUT[:1]) == (
         "1 record of the fact file was left out (data/left_out.csv lists it); the reason: subject is empty (1)."
     )
     many = pd.DataFrame({"reason": list("aabbcdd")})
-    assert report.left_out_sentence(many).endswith("them); the commonest reasons: a (2); b (2); d (2).")
+    assert account.left_out_sentence(many).endswith("them); the commonest reasons: a (2); b (2); d (2).")
 
 
 def test_the_list_of_records_left_out_is_read_as_text(tmp_path: Path) -> None:
@@ -210,7 +217,7 @@ def test_the_list_of_records_left_out_is_read_as_text(tmp_path: Path) -> None:
         ["3", "facts.json", "NA"], ["5", "facts.json", "007"], ["8", "facts.json", 'a "b", c']
     ]  # fmt: skip
     write_csv(LEFT_OUT[:0], path)
-    assert report.left_out_sentence(sources.read_left_out(path)) == ""
+    assert account.left_out_sentence(sources.read_left_out(path)) == ""
     path.write_text("record,reason\n")
     with pytest.raises(UserError, match=r"left_out\.csv: has no column source_file; delete it and run dvc repro"):
         sources.read_left_out(path)
@@ -230,7 +237,7 @@ def test_the_manifest_is_on_the_page(made: Made) -> None:
 
 def test_metrics_are_nested_numbers(made: Made) -> None:
     targets = function_word_targets(made.run.edits)
-    numbers = report.metrics(made.regressions, made.scores, made.run.facts, made.counts, targets)
+    numbers = metrics(made.regressions, made.scores, made.run.facts, made.counts, targets)
     assert set(numbers["function_word_targets"]) == set(PROBLEMS)
     assert numbers["facts"] == {"candidates": 52, "used": 12}
     assert numbers["edits"] == {"scored": 5 * 360 - 1, "left_out": 1, "collapsed": 0}

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.edit.methods import load
 from pipeline.errors import UserError
-from pipeline.report import page, sources
+from pipeline.report import account, sources
 from stages import facts, model
 from tests.facts import broken
 from tests.lm.families import random_model, small_tokenizer
@@ -38,7 +38,7 @@ def test_bad_records_are_listed_and_the_others_are_measured(tmp_path: Path, monk
         "7,data/input.json,paraphrase_prompts is a number; a list of texts or a text is right\n"
     )
     assert len(pd.read_parquet("data/facts.parquet")) == 57
-    assert page.left_out_sentence(sources.read_left_out(Path("data/left_out.csv"))).startswith(
+    assert account.left_out_sentence(sources.read_left_out(Path("data/left_out.csv"))).startswith(
         "3 records of the fact file"
     )
     setting("facts.max_left_out_share", 0.04)()

@@ -334,7 +334,7 @@ def test_a_second_run_gives_the_same_bytes(clone: Clone) -> None:
 
     def pages() -> dict[str, bytes]:
         reports = clone.root / "reports"
-        return {path.name: path.read_bytes() for path in (reports / "report.html", *reports.glob("figures/*"))}
+        return {path.name: path.read_bytes() for path in (*reports.glob("report.*"), *reports.glob("figures/*"))}
 
     before, drawn = clone.results(), pages()
     assert len(before) > 15
