@@ -20,7 +20,6 @@ from pipeline.report.document import Document
 from pipeline.report.explorer import Explorer
 from pipeline.report.plots import Plot
 from pipeline.report.scripts import licences, policy, scripts
-from pipeline.tables import as_csv
 
 _SVG_LIMIT = 1_000_000  # bytes; a figure of more points than this is lighter as pixels
 _NUMBER = re.compile(r"[<+−-]?[\d.,]+(e[+-]?\d+)?%?( \(.*\))?|–|[\d.−-]+ to [\d.−-]+")
@@ -98,7 +97,7 @@ def _data(document: Document, pictures: Sequence[Picture], reports: Path) -> dic
 
 
 def _csv(table: pd.DataFrame | None) -> str:
-    return "" if table is None else as_csv(table)
+    return "" if table is None else table.to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
 def _marked(text: str) -> Markup:
