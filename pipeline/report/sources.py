@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.analysis.agreement import AGREEMENT_COLUMNS
 from pipeline.analysis.layers import LAYER_COLUMNS
 from pipeline.analysis.regression import REGRESSION_COLUMNS
 from pipeline.errors import UserError
@@ -83,6 +84,11 @@ def read_regressions(path: Path) -> pd.DataFrame:
 def read_layers(path: Path) -> pd.DataFrame:
     """reports/layers.csv. Raises UserError where it is missing, no CSV or lacks a column."""
     return read_made(path, LAYER_COLUMNS)
+
+
+def read_localizers(path: Path) -> pd.DataFrame:
+    """reports/localizers.csv. Raises UserError where it is missing, no CSV or lacks a column."""
+    return read_made(path, AGREEMENT_COLUMNS)
 
 
 def read_left_out(path: Path) -> pd.DataFrame:
