@@ -57,7 +57,7 @@ scaling: ## many edits at once, and which layers share them
 
 default-run: $(READY)  ## repro PRESET=default, and keep its small results in reports/default-run
 	@$(MAKE) repro PRESET=default
-	@cp params.yaml reports/{manifest.json,metrics.json,collapse.csv,collapse_r2.csv,layers.csv,methods.csv,regressions.csv,report.html,report.md,reverse.csv,rewrite_by_layer.csv,trace_by_layer.csv} \
+	@cp params.yaml reports/{manifest.json,metrics.json,collapse.csv,collapse_r2.csv,layers.csv,localizers.csv,methods.csv,regressions.csv,report.html,report.md,reverse.csv,rewrite_by_layer.csv,trace_by_layer.csv} \
 	  reports/figures/rewrite_by_layer.png reports/default-run/
 	@rm -rf reports/default-run/figures && mkdir reports/default-run/figures
 	@cp reports/figures/*.svg reports/default-run/figures/

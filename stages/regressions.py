@@ -1,29 +1,35 @@
-"""Stage `regressions`: data/scores.parquet to reports/regressions.csv and reports/layers.csv."""
+"""Stage `regressions`: data/scores.parquet to reports/regressions.csv, and where facts are said to be to layers.csv and
+localizers.csv."""
 
 from pathlib import Path
 
+from pipeline.analysis.agreement import LOCALIZERS, agreement_table, by_name, exact
 from pipeline.analysis.layers import layer_table, traces
 from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.regression import Design, regression_table
 from pipeline.settings.params import Params
-from pipeline.tables import SCORES, read, write_csv
+from pipeline.tables import FACTS, SCORES, TRACE, read, write_csv
 from stages._run import run_stage
 
 
 def main(params: Params) -> None:
-    """Run every regression that params names, with intervals and tests, and compare layers to edit at."""
-    settings = params.regressions
+    """Run every regression that params names, with intervals and tests, compare layers to edit at, and localizers."""
+    settings, data, reports = params.regressions, Path("data"), Path("reports")
     design = Design(
         keep_null_layers=settings.null_layers == "keep",
         folds=settings.folds,
         plan=Resampling(**settings.resampling, seed=params.seed),
     )
-    scores = read(Path("data/scores.parquet"), SCORES)
+    scores = read(data / "scores.parquet", SCORES)
     table = regression_table(scores, settings.scores, settings.trace_measures, design)
-    localizers = traces(scores, settings.trace_measures)
+    cheaper = by_name(read(data / "localizers.parquet", LOCALIZERS))
+    localizers = traces(scores, settings.trace_measures) | cheaper
     layers = layer_table(scores, settings.scores, localizers, design.plan, keep_null_layers=design.keep_null_layers)
-    write_csv(table, Path("reports/regressions.csv"))
-    write_csv(layers, Path("reports/layers.csv"))
+    traced = exact(read(data / "trace.parquet", TRACE), settings.trace_measures)
+    relation = read(data / "facts.parquet", FACTS).set_index("fact_id")["relation"]
+    agreement = agreement_table(cheaper, traced, relation, design.plan)
+    for name, made in {"regressions": table, "layers": layers, "localizers": agreement}.items():
+        write_csv(made, reports / f"{name}.csv")
 
 
 if __name__ == "__main__":

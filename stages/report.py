@@ -9,7 +9,7 @@ from pipeline.analysis.reverse import reverse_table
 from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
 from pipeline.analysis.targets import function_word_targets
 from pipeline.disk import write_bytes
-from pipeline.report import collapse, comparison, extras, layers, manifest, markdown, page, reverse, sources
+from pipeline.report import collapse, comparison, extras, layers, localizers, manifest, markdown, page, reverse, sources
 from pipeline.report.document import document
 from pipeline.report.explorer import explorer
 from pipeline.report.metrics import metrics
@@ -20,7 +20,7 @@ from stages._run import run_stage
 
 
 def main(params: Params) -> None:
-    """Draw the figures and write everything under reports/ but regressions.csv and layers.csv."""
+    """Draw the figures and write everything under reports/ but what stage `regressions` wrote."""
     out, data, nats, sure = Path("reports"), Path("data"), params.edit.collapse_nats, params.regressions.confidence
     run = sources.read_all(out, data, params.edit.methods, params.edit.problems)
     settings, score, measure = params.regressions, params.regressions.scores[0], params.regressions.trace_measures[0]
@@ -30,6 +30,7 @@ def main(params: Params) -> None:
     back = reverse_table(run.scores, run.edits, compared)
     r2 = r2_without_collapsed(run.scores, score, measure, keep_null_layers=settings.null_layers == "keep")
     fits, model = read_record(data / "inputs" / "measures.json"), run.model["fingerprint"]
+    more = [*localizers.sections(run.agreement, run.choices, sure), *reverse.sections(back)]
     plots = pictures(
         run, rewrite, traced, harm, score=score, measure=measure, example_fact=params.report.example_fact,
         collapse_nats=nats, confidence=sure,
@@ -41,10 +42,10 @@ def main(params: Params) -> None:
     write_json(metrics(run.regressions, run.scores, run.facts, counts, targets), out / "metrics.json")
     of_run = manifest.manifest(run.model, run.statistics, params.tree(), run.timings)
     write_json(of_run, out / "manifest.json")
-    told = {"layers": layers.section(run.choices, sure), "methods": comparison.section(compared)}
+    told = {"layers": layers.section(localizers.of_tracing(run.choices), sure), "methods": comparison.section(compared)}
     report = document(
         run, title=params.report.title, plots=plots, sections=told | {"collapse": collapse.section(harm, r2, nats)},
-        more=[*reverse.sections(back), *extras.sections(out, data, fits, model, sure)], edit_counts=counts,
+        more=[*more, *extras.sections(out, data, fits, model, sure)], edit_counts=counts,
         targets=targets, confidence=sure, permutations=plan.permutations, manifest=manifest.lasting(of_run),
     )  # fmt: skip
     saved = page.save(report.plots, out / "figures", params.report.dpi)

@@ -16,6 +16,7 @@ from pipeline.compute import inputs, maps_job, probe, statistics
 from pipeline.compute.edit_job import EditJob
 from pipeline.compute.essence_job import EssenceJob
 from pipeline.compute.known_job import KnownJob
+from pipeline.compute.localize_job import LocalizeJob
 from pipeline.compute.store import Store
 from pipeline.compute.trace_job import TraceJob
 from pipeline.compute.work import Unit
@@ -23,6 +24,7 @@ from pipeline.edit.methods import METHODS, widest_window
 from pipeline.errors import UserError
 from pipeline.facts.choose import KnownRule, choose
 from pipeline.facts.fact import FactFile
+from pipeline.locate.localizers import LOCALIZERS
 from pipeline.settings.params import Params
 from pipeline.settings.yaml_errors import read_yaml
 from pipeline.tables import read_record
@@ -39,6 +41,7 @@ def steps(settings: Params, store: Store) -> dict[str, Sequence[Unit] | str]:
     found: dict[str, Sequence[Unit] | str] = {
         "known": model or KnownJob(settings, inputs.model(settings), tuple(file.facts)).units(),
         "trace": facts or _trace(settings).units(),
+        "localize": facts or _localize(settings).units(),
     }
     for method in settings.edit.methods:
         for problem in settings.edit.problems:
@@ -67,6 +70,11 @@ def beside(settings: Params, found: Mapping[str, Sequence[Unit] | str]) -> set[t
 
 def _trace(settings: Params) -> TraceJob:
     return TraceJob(settings, inputs.model(settings), inputs.facts(), inputs.sd(settings))
+
+
+def _localize(settings: Params) -> LocalizeJob:
+    chosen = tuple(LOCALIZERS[name] for name in settings.localize.methods)
+    return LocalizeJob(settings, inputs.model(settings), inputs.facts(), inputs.sd(settings), chosen)
 
 
 def _edit(settings: Params, method: str, problem: str) -> EditJob:

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from pipeline.report import collapse, figures, layers
+from pipeline.report.localizers import of_tracing
 from pipeline.report.plots import Plot
 from pipeline.report.sources import Sources
 
@@ -31,5 +32,5 @@ def pictures(
         figures.score_against_trace(run.scores, score, measure),
         figures.r2_bars(run.regressions, run.paper),
         collapse.collapse_by_layer_plot(harm, collapse_nats),
-        layers.layers_plot(run.choices, confidence),
+        layers.layers_plot(of_tracing(run.choices), confidence),
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.analysis.agreement import AGREEMENT_COLUMNS
 from pipeline.analysis.layers import LAYER_COLUMNS
 from pipeline.analysis.regression import REGRESSION_COLUMNS
 from pipeline.errors import UserError
@@ -36,6 +37,7 @@ class Sources:
     edits: pd.DataFrame
     regressions: pd.DataFrame
     choices: pd.DataFrame
+    agreement: pd.DataFrame
     paper: pd.DataFrame
     left_out: pd.DataFrame
     model: dict[str, Any]
@@ -48,6 +50,7 @@ def read_all(reports: Path, data: Path, methods: Sequence[str], problems: Sequen
     return Sources(
         regressions=read_regressions(reports / "regressions.csv"),
         choices=read_layers(reports / "layers.csv"),
+        agreement=read_localizers(reports / "localizers.csv"),
         paper=read_paper(data / "paper" / "hase2023_r2.csv"),
         left_out=read_left_out(data / "left_out.csv"),
         facts=read(data / "facts.parquet", FACTS),
@@ -83,6 +86,11 @@ def read_regressions(path: Path) -> pd.DataFrame:
 def read_layers(path: Path) -> pd.DataFrame:
     """reports/layers.csv. Raises UserError where it is missing, no CSV or lacks a column."""
     return read_made(path, LAYER_COLUMNS)
+
+
+def read_localizers(path: Path) -> pd.DataFrame:
+    """reports/localizers.csv. Raises UserError where it is missing, no CSV or lacks a column."""
+    return read_made(path, AGREEMENT_COLUMNS)
 
 
 def read_left_out(path: Path) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from pipeline.settings.sections import (
     ComputeParams,
     EditParams,
     FactsParams,
+    LocalizeParams,
     ModelParams,
     NoiseParams,
     RegressionsParams,
@@ -46,6 +47,7 @@ class Params(Section):
     facts: FactsParams
     noise: NoiseParams
     trace: TraceParams
+    localize: LocalizeParams
     statistics: StatisticsParams
     edit: EditParams
     maps: MapsParams

@@ -39,6 +39,10 @@ from pipeline.settings.fields import (
     statistics_text,
 )
 
+LocalizerName = Literal[
+    "attribution_patching", "gradient_norm", "integrated_gradients", "logit_attribution", "logit_attribution_subject"
+]
+
 
 class Section(BaseModel):
     """A section of params.yaml: complete, strict, and unchangeable once read."""
@@ -133,6 +137,15 @@ class TraceParams(Section):
     windows: Several[AtLeast1] = Field(
         description="a list of one or more whole numbers of layers, each at least 1, such as [1, 5]"
     )
+
+
+class LocalizeParams(Section):
+    """Which cheaper localizers stand beside causal tracing."""
+
+    methods: Annotated[tuple[LocalizerName, ...], Field(strict=False), AfterValidator(once_each)] = Field(
+        description="a list, which may be empty, of " + ", ".join(get_args(LocalizerName))
+    )
+    gradients: Annotated[int, Field(ge=1, le=1000)] = Field(description="a whole number of gradients, 1 to 1000")
 
 
 class StatisticsParams(Section):

@@ -34,7 +34,8 @@ from tests.conftest import ROOT
 from tests.stages.projects import change, start, upstream
 
 EDITS = [f"edit-rome-{problem}" for problem in PROBLEMS]
-STEPS = ["known", "trace", *EDITS]
+STEPS = ["known", "trace", "localize", *EDITS]
+LOCALIZERS = 4  # of the smoke preset
 FACTS = 12
 
 
@@ -94,7 +95,9 @@ def names(step: str) -> set[str]:
 def test_done_left_and_size_are_counted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = looked()
     assert [line.step for line in found.lines] == STEPS
-    assert {line.step: line.units for line in found.lines} == {"known": 4, **dict.fromkeys(STEPS[1:], FACTS)}
+    assert {line.step: line.units for line in found.lines} == {
+        "known": 4, **dict.fromkeys(STEPS[1:], FACTS), "localize": LOCALIZERS * FACTS,
+    }  # fmt: skip
     assert left() == {}
     assert sum(line.size for line in found.lines) == sum(
         path.stat().st_size for path in Path("data/store").rglob("*.*")
@@ -105,15 +108,16 @@ def test_done_left_and_size_are_counted(project: Path, capsys: pytest.CaptureFix
     assert left() == {"trace": 5, EDITS[1]: FACTS, EDITS[4]: 1}
     assert status.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines[1:9]] == [
+    assert [line.split()[:3] for line in lines[1:10]] == [
         ["known", "4/4", "0"],
         ["trace", "7/12", "5"],
+        ["localize", "48/48", "0"],
         [EDITS[0], "12/12", "0"],
         [EDITS[1], "0/12", "12"],
         [EDITS[2], "12/12", "0"],
         [EDITS[3], "12/12", "0"],
         [EDITS[4], "11/12", "1"],
-        ["total", "58/76", "18"],
+        ["total", "106/124", "18"],
     ]
     assert lines[-2] == "needed by no current setting: 0 files, 0 B"
     assert lines[-1] == f"units are in data/store, models in {cache.models_folder()}"
@@ -146,7 +150,8 @@ def test_prune_keeps_exactly_what_the_settings_need(project: Path, capsys: pytes
     assert status.main(["--prune"]) == 0
     assert capsys.readouterr().out.startswith(f"removed {5 * FACTS + 1} files, ")
     now = files()
-    assert now == (second | names("known") | names("trace")) - {n for n in second if n.startswith("edit-gone")}
+    kept = names("known") | names("trace") | names("localize")
+    assert now == (second | kept) - {n for n in second if n.startswith("edit-gone")}
     assert left() == {}
     change(rome={"steps": 20})
     assert left() == dict.fromkeys(EDITS, FACTS)  # they are gone, and to be done again

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from pipeline.analysis.agreement import AGREEMENT_COLUMNS
 from pipeline.analysis.collapse import collapse_table, r2_without_collapsed, with_harm
 from pipeline.analysis.comparison import comparison_table
 from pipeline.analysis.layers import layer_table, traces
@@ -102,6 +103,7 @@ def sources_of(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame) -> sou
         edits=run.edits,
         regressions=regressions,
         choices=where(scores),
+        agreement=pd.DataFrame(columns=list(AGREEMENT_COLUMNS)),
         paper=sources.read_paper(PAPER),
         left_out=LEFT_OUT,
         model={"name": "packaged:Model", "layers": 30, "fingerprint": "f"},

@@ -97,7 +97,7 @@ def ran(output: str) -> set[str]:
 
 def to_do(output: str) -> dict[str, int]:
     """How many units each step computed, by its progress lines; a step whose units were all there has no entry."""
-    found = re.findall(r"^(known|trace|edit-[a-z_-]+): (\d+) .* to do$", output, re.MULTILINE)
+    found = re.findall(r"^(known|trace|localize|edit-[a-z_-]+): (\d+) .* to do$", output, re.MULTILINE)
     return {step: int(count) for step, count in found}
 
 

@@ -22,6 +22,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pipeline.analysis.agreement import AGREEMENT_COLUMNS, LOCALIZERS
 from pipeline.analysis.layers import LAYER_COLUMNS
 from pipeline.analysis.regression import REGRESSION_COLUMNS
 from pipeline.compute import inputs
@@ -31,7 +32,7 @@ from pipeline.lm import cache, packaged
 from pipeline.settings.fields import PROBLEMS
 from pipeline.settings.params import Params
 from pipeline.tables import EDITS, NUMBER, SCORES, TEXT, TEXTS, TRACE, TRUTH, WHOLE, write
-from stages import edit, facts, model, regressions, report, scores, trace
+from stages import edit, facts, localize, model, regressions, report, scores, trace
 from stages._run import run_stage
 from tests.conftest import ROOT
 from tests.facts import broken as valid
@@ -46,6 +47,7 @@ MAINS: dict[str, Callable[[Params], None]] = {
     "model": model.main,
     "facts": facts.main,
     "trace": trace.main,
+    "localize": localize.main,
     "edit": partial(edit.main, "rome", "fact_erasure"),
     "scores": scores.main,
     "regressions": regressions.main,
@@ -76,6 +78,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("reports").mkdir()
         Path("reports/regressions.csv").write_text(",".join(REGRESSION_COLUMNS) + "\n")
         Path("reports/layers.csv").write_text(",".join(LAYER_COLUMNS) + "\n")
+        write(one_row(LOCALIZERS, fact_id=fact_id), Path("data/localizers.parquet"))
+        Path("reports/localizers.csv").write_text(",".join(AGREEMENT_COLUMNS) + "\n")
         shutil.copytree(ROOT / "data" / "paper", "data/paper")
     return folder
 

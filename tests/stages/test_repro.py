@@ -68,7 +68,7 @@ LAYERS = [
 @pytest.mark.rounding
 def test_the_preset_runs_from_end_to_end(smoke: Smoke) -> None:
     early = {f"edit@rome-{problem}" for problem in PROBLEMS if problem != LATE}
-    rest = {"params", "model", "facts", "trace", "statistics", "scores", "regressions", "report"}
+    rest = {"params", "model", "facts", "trace", "localize", "statistics", "scores", "regressions", "report"}
     assert ran(smoke.first) == early | rest
     reports, count = smoke.clone.root / "reports", smoke.clone.params.facts.count
     assert (reports / "report.html").stat().st_size > 100_000
@@ -315,10 +315,10 @@ def test_an_experiment_its_metrics_and_its_plots(clone: Clone) -> None:
 
 SECOND_RUN = """
 from pipeline.edit import methods
-from stages import edit, facts, model, regressions, report, scores, statistics, trace
+from stages import edit, facts, localize, model, regressions, report, scores, statistics, trace
 
 settings = methods.load()
-for stage in (model, facts, statistics, trace):
+for stage in (model, facts, statistics, localize, trace):
     stage.main(settings)
 for problem in reversed(settings.edit.problems):
     edit.main("rome", problem, settings)
