@@ -74,8 +74,10 @@ def test_a_key_holds_the_settings_that_its_localizer_uses(params: Params) -> Non
         units = replace(job_of(changed, 1), sd=sd).units()
         return {unit.item[1].name: unit.key for unit in units}
 
+    unchanged = keys(params)
+
     def moved(changed: Params, sd: float = SD) -> set[str]:
-        return {name for name, key in keys(changed, sd).items() if key != keys(params)[name]}
+        return {name for name, key in keys(changed, sd).items() if key != unchanged[name]}
 
     def with_(section: str, **keys: Any) -> Params:
         return params.model_copy(update={section: getattr(params, section).model_copy(update=keys)})
