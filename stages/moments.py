@@ -9,6 +9,7 @@ from pipeline.compute.store import Store
 from pipeline.compute.text_job import TextJob
 from pipeline.edit.methods import SETTINGS
 from pipeline.settings.params import Params
+from pipeline.watch import Work
 from stages._run import run_stage
 
 TEXT = inputs.DATA / ".text-moments"  # of a run that is under way: an interrupted one goes on from it
@@ -26,6 +27,8 @@ def main(params: Params) -> None:
             fetched = partial(fetch.ensure, params.model.name, params.seed)
             batches = job.read(engine.run(job, Store(TEXT), crew(params), fetched))
         statistics.compute(fetch.opened(params), wider, beside.STATISTICS, model, window, batches)
+    else:
+        Work.count(1, 1)  # all was there
     shutil.rmtree(TEXT, ignore_errors=True)
 
 

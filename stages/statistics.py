@@ -8,6 +8,7 @@ from pipeline.compute.machine import crew
 from pipeline.compute.store import Store
 from pipeline.compute.text_job import TextJob
 from pipeline.settings.params import Params
+from pipeline.watch import Work
 from stages._run import run_stage
 
 TEXT = inputs.DATA / ".text"  # of a run that is under way: an interrupted one goes on from it
@@ -20,6 +21,7 @@ def main(params: Params) -> None:
     moments = statistics.present(inputs.STATISTICS, statistics.key_of(params, model, window))
     if moments and probe.present(params, model, inputs.STATISTICS):
         shutil.rmtree(TEXT, ignore_errors=True)  # of a run that was stopped just before it did so
+        Work.count(1, 1)  # all was there
         return
     batches = None
     if not moments and params.statistics.text == "model":
