@@ -14,7 +14,7 @@ from stages._run import run_stage
 
 def main(params: Params) -> None:
     """data/facts.parquet to data/maps.parquet and, of its means, the CSV files of `pipeline.analysis.aie`."""
-    jobs = maps_job.jobs(params, inputs.model(params), inputs.facts(), inputs.sd(params))
+    jobs = maps_job.jobs(params, inputs.model(params, "maps"), inputs.facts(), inputs.sd(params))
     fetched = partial(fetch.ensure, params.model.name, params.seed)
     traced = maps_job.assembled(engine.run(job, inputs.store(params), crew(params), fetched) for job in jobs)
     plan = Resampling(**params.regressions.resampling, seed=params.seed)

@@ -17,7 +17,7 @@ TEXT = inputs.DATA / ".text-moments"  # of a run that is under way: an interrupt
 
 def main(params: Params) -> None:
     """data/measures/statistics: that of the main path where it has all blocks, and otherwise one of its own."""
-    model, window = inputs.model(params), beside.widest_window(params)
+    model, window = inputs.model(params, "table", "scaling"), beside.widest_window(params)
     wider = beside.edited(params, model)
     present = statistics.present(beside.STATISTICS, statistics.key_of(wider, model, window))
     if not present and not beside.borrow(wider, model, window):

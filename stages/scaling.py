@@ -18,7 +18,7 @@ def main(params: Params) -> None:
     """The known facts to reports/scaling.csv, relations.csv, mixtures.csv and places.csv; the probabilities and texts
     behind the first three to data/measures/scaling.parquet.
     """
-    model, facts = inputs.model(params), once_each(inputs.known())
+    model, facts = inputs.model(params, "scaling"), once_each(inputs.known())
     rows = scaling.many_at_once(params, model, facts)
     edits = scaling.places(params, model, facts)
     write(rows, inputs.MEASURES / "scaling.parquet")

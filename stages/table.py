@@ -22,7 +22,7 @@ TABLES = Path("reports/counterfact.csv"), Path("reports/counterfact_layers.csv")
 
 def main(params: Params) -> None:
     """Known facts to probabilities and texts of each method, to their means, and to those by layer of other facts."""
-    model, settings = inputs.model(params), params.table
+    model, settings = inputs.model(params, "table"), params.table
     shown, others = table.deal(inputs.known(), settings.count, settings.choose_on)
     run = partial(
         engine.run,

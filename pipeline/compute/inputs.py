@@ -22,7 +22,7 @@ from pipeline.facts.fact import Fact, FactFile
 from pipeline.facts.readers import read_fact_file
 from pipeline.facts.reading import check_share
 from pipeline.lm.folders import fingerprint
-from pipeline.settings.params import Params, check_against_model
+from pipeline.settings.params import MAIN, Params, check_against_model
 from pipeline.tables import FACTS, read, read_record, write_json
 
 DATA = Path("data")
@@ -35,8 +35,10 @@ def store(params: Params) -> Store:
     return Store(params.compute.store)
 
 
-def model(params: Params) -> dict[str, Any]:
-    """data/model.json, with the settings checked against the model's depth."""
+def model(params: Params, *beside: str) -> dict[str, Any]:
+    """data/model.json, with the settings checked against the model's depth: those of the main path, and of the sections
+    `beside` it that the caller runs.
+    """
     path = DATA / "model.json"
     described = read_record(path, name=str, source=str, fingerprint=str, layers=int, key_size=int, fast_path=bool)
     for key, least in (("layers", 1), ("key_size", 0)):  # experts have no one size of keys: 0
@@ -44,7 +46,7 @@ def model(params: Params) -> dict[str, Any]:
             raise UserError(
                 f"{path}: {key} is {described[key]} but must be at least {least}; delete it and run dvc repro"
             )
-    check_against_model(params, described["layers"])
+    check_against_model(params, described["layers"], (*MAIN, *beside))
     return described
 
 

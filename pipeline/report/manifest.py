@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.tables import read_record
 
-STAGES = ("model", "facts", "trace", "statistics", "scores", "regressions")
+STAGES = ("model", "facts", "trace", "localize", "statistics", "scores", "regressions")
 
 
 def manifest(

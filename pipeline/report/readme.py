@@ -33,6 +33,7 @@ def default_run(folder: Path) -> str:
     rows, run = _headline(folder), read_json(folder / "manifest.json")
     edit, noise = run["params"]["edit"], run["params"]["noise"]
     minutes = sum(stage["seconds"] for stage in run["stages"].values()) / 60
+    cpu = sum(stage["cpu_seconds"] for stage in run["stages"].values()) / 60
     memory = max(stage["peak_gb"] for stage in run["stages"].values())
     table = [
         f"| {words(row.problem)} | {row.r2_layer:.3f} | {row.r2_layer_all:.3f} | {row.r2_trace:.3f} | "
@@ -66,8 +67,8 @@ def default_run(folder: Path) -> str:
             f"Fact forcing is scored on {edit['forcing_noise_samples']} noise draws that editing "
             "never sees, traces are means over "
             f"{noise['samples']}. {_reversal(folder)}"
-            f"The stages took {minutes:.1f} minutes on {run['machine']['cpus']} CPU cores, and "
-            f"{memory:.1f} GB of memory at the most, while the machine did other work too.",
+            f"The stages took {minutes:.1f} minutes on {run['machine']['cpus']} CPU cores while the machine did other "
+            f"work too, {cpu:.1f} minutes of CPU time, and {memory:.1f} GB of memory at the most.",
         ]
     )
 

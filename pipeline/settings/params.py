@@ -202,28 +202,31 @@ def _used(tree: Mapping[Any, Any]) -> set[str]:
     return found
 
 
-def check_against_model(params: Params, n_layers: int) -> None:
-    """Refuse edit layers that a model of `n_layers` blocks does not have, and windows wider than it.
+MAIN = ("edit", "trace")  # sections of the main path that speak of layers
+
+
+def check_against_model(params: Params, n_layers: int, sections: Collection[str] = MAIN) -> None:
+    """Refuse layers of these sections that a model of `n_layers` blocks does not have, and windows wider than it.
 
     Raises UserError.
     """
-    chosen = {"edit": params.edit.layers, "table": params.table.layers, "scaling": params.scaling.layers}
-    for section, layers in chosen.items():
-        for layer in layers if layers != "all" else ():
+    for name in sections:
+        section = getattr(params, name)
+        layers, own = getattr(section, "layers", "all"), getattr(section, "layer", None)
+        for layer in [] if layers == "all" else layers:
             if int(layer) >= n_layers:
                 raise UserError(
-                    f"params.yaml: {section}.layers holds {layer} but must stay within 0 to {n_layers - 1}, "
+                    f"params.yaml: {name}.layers holds {layer} but must stay within 0 to {n_layers - 1}, "
                     f"as {params.model.name} has {n_layers} blocks counted from 0"
                 )
-    if params.scaling.layer is not None and params.scaling.layer >= n_layers:
-        raise UserError(
-            f"params.yaml: scaling.layer is {params.scaling.layer} but must stay within 0 to {n_layers - 1}, "
-            f"as {params.model.name} has {n_layers} blocks counted from 0"
-        )
-    for section, windows in {"trace": params.trace.windows, "maps": params.maps.windows}.items():
-        for window in windows:
+        if own is not None and own >= n_layers:
+            raise UserError(
+                f"params.yaml: {name}.layer is {own} but must stay within 0 to {n_layers - 1}, "
+                f"as {params.model.name} has {n_layers} blocks counted from 0"
+            )
+        for window in getattr(section, "windows", ()) if name in ("trace", "maps") else ():
             if window > n_layers:
                 raise UserError(
-                    f"params.yaml: {section}.windows holds {window} but must hold widths of 1 to {n_layers} layers, "
+                    f"params.yaml: {name}.windows holds {window} but must hold widths of 1 to {n_layers} layers, "
                     f"as {params.model.name} has {n_layers} blocks"
                 )

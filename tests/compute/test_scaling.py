@@ -95,7 +95,7 @@ def test_the_papers_layers_are_at_the_same_depth(params: Params) -> None:
     named = with_section(params, "scaling", layer=3)
     assert layer_of(named, "ft", MODEL) == 3
     with pytest.raises(UserError, match=r"scaling\.layer is 6 but must stay within 0 to 5"):
-        check_against_model(with_section(params, "scaling", layer=6), 6)
+        check_against_model(with_section(params, "scaling", layer=6), 6, ["scaling"])
 
 
 def test_small_numbers_are_made_again_on_other_facts(params: Params, facts: list[Fact]) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.edit.methods import load
 from pipeline.errors import UserError
+from pipeline.settings.params import check_against_model
 from tests.conftest import ROOT
 
 LINE = "  severed: [mlp, attn]"
@@ -38,3 +39,11 @@ def test_nothing_may_be_severed(tmp_path: Path) -> None:
 def test_what_cannot_be_severed_is_told(tmp_path: Path, line: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         load(written(tmp_path, line))
+
+
+def test_the_main_path_runs_on_a_model_that_is_too_small_for_the_stages_beside_it() -> None:
+    params = load(ROOT / "presets" / "default.yaml")  # for 30 blocks
+    check_against_model(params, 6)
+    for section, told in (("table", "layers holds 6"), ("scaling", "layers holds 6"), ("maps", "windows holds 10")):
+        with pytest.raises(UserError, match=rf"{section}\.{told}"):
+            check_against_model(params, 6, [section])
