@@ -140,7 +140,7 @@ def test_the_stage_ends_with_its_tables_and_goes_on_where_it_stopped(
     stage.main(params)
     rows = pd.read_parquet("data/measures/scaling.parquet")
     written = {name: (project / "reports" / f"{name}.csv").read_bytes() for name in names}
-    assert read_record(Path("data/measures/scaling.json"), made_of=dict)["made_of"]["model"] == MODEL["fingerprint"]
+    assert read_record(Path("data/measures/scaling.json"), model=str)["model"] == MODEL["fingerprint"]
     table = pd.read_csv("reports/scaling.csv")
     assert list(zip(table["method"], table["n_edits"], table["n_facts"], strict=True)) == [
         ("unedited", 0, 8),  # the facts of the mixture among them
