@@ -30,20 +30,20 @@ def test_what_is_mutated_is_valid_before(source: str, tmp_path: Path) -> None:
     assert fuzz_facts.judge(source, path, 0) == ("read", "")
 
 
-def _raises(path: Path, seed: int) -> FactFile:
+def _raises(path: Path, seed: int, records: int | None = None) -> FactFile:
     raise KeyError("subject")
 
 
-def _says_little(path: Path, seed: int) -> FactFile:
+def _says_little(path: Path, seed: int, records: int | None = None) -> FactFile:
     raise UserError("something is wrong")
 
 
-def _sleeps(path: Path, seed: int) -> FactFile:
+def _sleeps(path: Path, seed: int, records: int | None = None) -> FactFile:
     time.sleep(5)
     raise UserError(str(path))
 
 
-def _fills_memory(path: Path, seed: int) -> FactFile:
+def _fills_memory(path: Path, seed: int, records: int | None = None) -> FactFile:
     bytearray(2 * fuzz_facts.BYTES)
     raise UserError(str(path))
 
