@@ -81,6 +81,11 @@ class Clone:
         return {path.name: path.stat().st_mtime_ns for path in (self.root / "data" / "store" / step).glob("*.parquet")}
 
 
+def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
+    """Names of the files that are not the same in both; pytest would spell out how megabytes differ."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
 def environment() -> dict[str, str]:
     """An environment in which `python` and `dvc` are those that run these tests."""
     found = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_", "PYTEST_"))}
