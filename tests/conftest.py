@@ -1,5 +1,6 @@
 """What several test modules share. Models of a session are read-only: who edits one puts it back bit for bit."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,11 @@ TINY_SEED = 0
 
 # The tests' products are small: a second thread gains nothing, and waits for long whenever its core is not free.
 torch.set_num_threads(1)
+
+# A shell starts what runs in the background with Ctrl-C ignored, which every child inherits: a test that sends one to a
+# stage would wait for an end that no one was asked for. Handled here, children begin with the system's default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

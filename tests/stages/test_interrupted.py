@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
@@ -19,7 +18,6 @@ from tests.stages.clones import Clone, differing
 STOPS = 20
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 SOONEST, LATEST = 0.5, 10.0  # seconds after the start of `dvc repro`: from its first imports to its later stages
-AGAIN = 10.0  # seconds after which a signal is sent once more
 ENDS_WITHIN = 60.0  # seconds that a stopped run may take to be gone
 
 
@@ -61,22 +59,6 @@ def session(leader: int) -> list[psutil.Process]:
     return found
 
 
-def stop(leader: int, number: signal.Signals) -> None:
-    """Send a signal to all of a session and wait for its end; again every few seconds, as one who presses Ctrl-C does.
-
-    What Python raises for a signal that comes while a module is imported or an object deleted is lost at times; where
-    that is DVC's start, no stage was asked to stop.
-    """
-    deadline = time.monotonic() + ENDS_WITHIN
-    while session(leader):
-        assert time.monotonic() < deadline, (number, [process.cmdline() for process in session(leader)])
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(leader, number)
-        again = time.monotonic() + AGAIN
-        while session(leader) and time.monotonic() < again:
-            time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_stopped_at_twenty_random_moments_it_ends_with_the_same_bytes(clone: Clone) -> None:
     """SIGINT, SIGTERM and SIGKILL to all of `dvc repro`, as a terminal, a scheduler and a lack of memory send them.
@@ -98,7 +80,11 @@ def test_stopped_at_twenty_random_moments_it_ends_with_the_same_bytes(clone: Clo
             except subprocess.TimeoutExpired:
                 number = SIGNALS[stops % len(SIGNALS)]
                 stops += 1
-                stop(process.pid, number)
+                os.killpg(process.pid, number)
+                deadline = time.monotonic() + ENDS_WITHIN
+                while session(process.pid):
+                    assert time.monotonic() < deadline, (number, [p.cmdline() for p in session(process.pid)])
+                    time.sleep(0.05)
             else:
                 assert status == 0
                 assert differing(clone.results(), before) == []
