@@ -3,9 +3,8 @@
 import argparse
 from functools import partial
 
-from pipeline.compute import engine, fetch, inputs, probe, statistics
+from pipeline.compute import inputs, probe, runs, statistics
 from pipeline.compute.edit_job import EditJob
-from pipeline.compute.machine import crew
 from pipeline.edit.methods import METHODS, SETTINGS, moments_window
 from pipeline.errors import UserError
 from pipeline.settings.fields import PROBLEMS
@@ -21,8 +20,7 @@ def main(method: str, problem: str, params: Params) -> None:
     text = probe.read_for(params, model, inputs.STATISTICS)
     facts, sd, folder = inputs.facts(), inputs.sd(params), inputs.STATISTICS
     job = EditJob(params, model, facts, sd, METHODS[method], problem, *made, folder, text)
-    fetched = partial(fetch.ensure, params.model.name, params.seed)
-    table = engine.run(job, inputs.store(params), crew(params), fetched)
+    table = runs.run(job)
     write(table, inputs.DATA / "edits" / f"{method}-{problem}.parquet")
     frame = table.select(["fact_id", "layer", "status"]).to_pandas().drop_duplicates()
     failed = frame["status"].str.startswith("failed")

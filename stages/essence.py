@@ -1,14 +1,12 @@
 """Stage `essence`: the edits once more, and what they leave of what the model has to say of their subjects."""
 
-from functools import partial
 from pathlib import Path
 
 from pipeline.analysis.essence import R2_COLUMNS, beside_traces, essence_by_layer, with_score
 from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.regression import Design, regression_table
-from pipeline.compute import engine, fetch, inputs, statistics
+from pipeline.compute import inputs, runs, statistics
 from pipeline.compute.essence_job import EssenceJob
-from pipeline.compute.machine import crew
 from pipeline.edit.methods import METHODS, SETTINGS, widest_window
 from pipeline.settings.params import Params
 from pipeline.tables import SCORES, read, write, write_csv
@@ -22,8 +20,7 @@ def main(params: Params) -> None:
     model, folder = inputs.model(params), inputs.STATISTICS
     made = statistics.read_for(params, model, folder, widest_window(params))
     job = EssenceJob.of_run(params, model, inputs.facts(), inputs.sd(params), METHODS, made, folder)
-    fetched = partial(fetch.ensure, params.model.name, params.seed)
-    measured = engine.run(job, inputs.store(params), crew(params), fetched)
+    measured = runs.run(job)
     table, settings = with_score(measured.to_pandas()), params.regressions
     plan = Resampling(**settings.resampling, seed=params.seed)
     design = Design(keep_null_layers=settings.null_layers == "keep", folds=settings.folds, plan=plan)

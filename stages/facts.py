@@ -1,10 +1,7 @@
 """Stage `facts`: read the facts, measure which of them the model knows, choose, and keep every reason."""
 
-from functools import partial
-
-from pipeline.compute import engine, fetch, inputs
+from pipeline.compute import fetch, inputs, runs
 from pipeline.compute.known_job import KnownJob
-from pipeline.compute.machine import crew
 from pipeline.facts.choose import KnownRule, choose, facts_to_frame
 from pipeline.facts.reading import left_out_frame
 from pipeline.lm import noise
@@ -17,8 +14,7 @@ def main(params: Params) -> None:
     """The fact file to data/facts.parquet and left_out.csv, and the embeddings' deviation to embedding_sd.json."""
     file = inputs.candidates(params)
     job = KnownJob(params, inputs.model(params), tuple(file.facts))
-    fetched = partial(fetch.ensure, params.model.name, params.seed)
-    known = job.read(engine.run(job, inputs.store(params), crew(params), fetched))
+    known = job.read(runs.run(job))
     chosen = choose(file.facts, known, KnownRule(**params.facts.known.model_dump()), params.facts.count)
     write(facts_to_frame(file.facts, known, chosen, file.left_out), inputs.DATA / "facts.parquet")
     write_csv(left_out_frame(file.left_out), inputs.DATA / "left_out.csv")

@@ -1,10 +1,7 @@
 """Stage `localize`: what cheaper localizers than causal tracing say of where the chosen facts are."""
 
-from functools import partial
-
-from pipeline.compute import engine, fetch, inputs
+from pipeline.compute import inputs, runs
 from pipeline.compute.localize_job import SCHEMA, LocalizeJob
-from pipeline.compute.machine import crew
 from pipeline.locate.localizers import LOCALIZERS
 from pipeline.settings.params import Params
 from pipeline.tables import write
@@ -15,8 +12,7 @@ def main(params: Params) -> None:
     """data/facts.parquet to data/localizers.parquet, which has no rows where no localizer is asked for."""
     chosen = tuple(LOCALIZERS[name] for name in params.localize.methods)
     job = LocalizeJob(params, inputs.model(params), inputs.facts(), inputs.sd(params), chosen)
-    fetched = partial(fetch.ensure, params.model.name, params.seed)
-    table = engine.run(job, inputs.store(params), crew(params), fetched) if chosen else SCHEMA.empty_table()
+    table = runs.run(job) if chosen else SCHEMA.empty_table()
     write(table, inputs.DATA / "localizers.parquet")
 
 

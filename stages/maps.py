@@ -1,12 +1,10 @@
 """Stage `maps`: average indirect effects of the facts by token role and layer, and those of the severed model."""
 
-from functools import partial
 from pathlib import Path
 
 from pipeline.analysis import aie
 from pipeline.analysis.profiles import Resampling
-from pipeline.compute import engine, fetch, inputs, maps_job
-from pipeline.compute.machine import crew
+from pipeline.compute import inputs, maps_job, runs
 from pipeline.settings.params import Params
 from pipeline.tables import write, write_csv
 from stages._run import run_stage
@@ -15,8 +13,7 @@ from stages._run import run_stage
 def main(params: Params) -> None:
     """data/facts.parquet to data/maps.parquet and, of its means, the CSV files of `pipeline.analysis.aie`."""
     jobs = maps_job.jobs(params, inputs.model(params, "maps"), inputs.facts(), inputs.sd(params))
-    fetched = partial(fetch.ensure, params.model.name, params.seed)
-    traced = maps_job.assembled(engine.run(job, inputs.store(params), crew(params), fetched) for job in jobs)
+    traced = maps_job.assembled(runs.run(job) for job in jobs)
     plan = Resampling(**params.regressions.resampling, seed=params.seed)
     whole, made = inputs.DATA / "maps.parquet", {Path("reports") / name: of for name, of in aie.TABLES.items()}
     write(traced, whole)

@@ -1,12 +1,8 @@
 """Stage `moments`: second moments of the blocks that the stages of measures/dvc.yaml edit."""
 
 import shutil
-from functools import partial
 
-from pipeline.compute import beside, engine, fetch, inputs, statistics
-from pipeline.compute.machine import crew
-from pipeline.compute.store import Store
-from pipeline.compute.text_job import TextJob
+from pipeline.compute import beside, fetch, inputs, runs, statistics
 from pipeline.edit.methods import SETTINGS
 from pipeline.settings.params import Params
 from pipeline.watch import Work
@@ -21,11 +17,7 @@ def main(params: Params) -> None:
     wider = beside.edited(params, model)
     present = statistics.present(beside.STATISTICS, statistics.key_of(wider, model, window))
     if not present and not beside.borrow(wider, model, window):
-        batches = None
-        if params.statistics.text == "model":
-            job = TextJob(params, model)
-            fetched = partial(fetch.ensure, params.model.name, params.seed)
-            batches = job.read(engine.run(job, Store(TEXT), crew(params), fetched))
+        batches = runs.sampled_text(params, model, TEXT)
         statistics.compute(fetch.opened(params), wider, beside.STATISTICS, model, window, batches)
     else:
         Work.count(1, 1)  # all was there

@@ -1,12 +1,8 @@
 """Stage `statistics`: second moments of the edited blocks, context prefixes, and the text that edits are tried on."""
 
 import shutil
-from functools import partial
 
-from pipeline.compute import engine, fetch, inputs, probe, statistics
-from pipeline.compute.machine import crew
-from pipeline.compute.store import Store
-from pipeline.compute.text_job import TextJob
+from pipeline.compute import fetch, inputs, probe, runs, statistics
 from pipeline.settings.params import Params
 from pipeline.watch import Work
 from stages._run import run_stage
@@ -23,11 +19,7 @@ def main(params: Params) -> None:
         shutil.rmtree(TEXT, ignore_errors=True)  # of a run that was stopped just before it did so
         Work.count(1, 1)  # all was there
         return
-    batches = None
-    if not moments and params.statistics.text == "model":
-        job = TextJob(params, model)
-        fetched = partial(fetch.ensure, params.model.name, params.seed)
-        batches = job.read(engine.run(job, Store(TEXT), crew(params), fetched))
+    batches = None if moments else runs.sampled_text(params, model, TEXT)
     # With the threads of one worker: two were three times slower than one where the machine had other work to do.
     lm = fetch.opened(params)
     if not moments:

@@ -1,6 +1,5 @@
 """Stage `table`: CounterFact's table, each method at the layer that is best on other facts and at the papers' depth."""
 
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -8,8 +7,7 @@ import pandas as pd
 from pipeline.analysis.counterfact import counterfact_table
 from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.table import best_layers, methods_table
-from pipeline.compute import engine, fetch, inputs, table
-from pipeline.compute.machine import crew
+from pipeline.compute import inputs, runs, table
 from pipeline.compute.table_job import WRITTEN
 from pipeline.edit.methods import SETTINGS
 from pipeline.settings.params import Params
@@ -24,24 +22,18 @@ def main(params: Params) -> None:
     """Known facts to probabilities and texts of each method, to their means, and to those by layer of other facts."""
     model, settings = inputs.model(params, "table"), params.table
     shown, others = table.deal(inputs.known(), settings.count, settings.choose_on)
-    run = partial(
-        engine.run,
-        store=inputs.store(params),
-        crew=crew(params),
-        before=partial(fetch.ensure, params.model.name, params.seed),
-    )
-    tried = [run(table.choosing_job(params, model, others, method)).to_pandas() for method in settings.methods]
+    tried = [runs.run(table.choosing_job(params, model, others, method)).to_pandas() for method in settings.methods]
     choice = pd.concat(tried, ignore_index=True)
     job, rows = table.reporting_job(params, model, shown, best_layers(choice))
-    made = run(job).to_pandas()
+    made = runs.run(job).to_pandas()
     texts = table.texts(params, made)
     edits = made[made["prompt_kind"] != WRITTEN].drop(columns=["prompt", "text"])
     plan = Resampling(**params.regressions.resampling, seed=params.seed)
-    for made, path in zip((edits, texts), MEASURES, strict=True):
-        write(made, path)
+    for of_facts, path in zip((edits, texts), MEASURES, strict=True):
+        write(of_facts, path)
     means = methods_table(edits, texts, rows, plan), counterfact_table(choice, plan)
-    for made, path in zip(means, TABLES, strict=True):
-        write_csv(made, path)
+    for mean, path in zip(means, TABLES, strict=True):
+        write_csv(mean, path)
     inputs.record_measure(params, "table", *MEASURES, *TABLES)
 
 

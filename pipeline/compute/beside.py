@@ -29,7 +29,7 @@ def edited(params: Params, model: Mapping[str, Any]) -> Params:
     published = {there.layer for there in places if there}
     own = {layer_of(params, method, model) for method in params.scaling.methods}
     layers = sorted({*params.table.layers, *params.scaling.layers, *published, *own})
-    return params.model_copy(update={"edit": params.edit.model_copy(update={"layers": tuple(layers)})})
+    return params.with_layers(layers)
 
 
 def widest_window(params: Params) -> int:

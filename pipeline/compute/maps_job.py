@@ -51,13 +51,9 @@ class MapsJob(TraceJob):
 
 
 @dataclass(frozen=True)
-class SeveredJob:
+class SeveredJob(TraceJob):
     """Traces of hidden states in the severed model; a unit is one fact and severed module."""
 
-    params: Params
-    model: dict[str, Any]
-    facts: tuple[Fact, ...]
-    sd: float
     step = "severed"
     noun = "severed traces"
 
@@ -97,10 +93,10 @@ class SeveredJob:
         return compute
 
 
-def jobs(params: Params, model: dict[str, Any], facts: tuple[Fact, ...], sd: float) -> list[MapsJob | SeveredJob]:
+def jobs(params: Params, model: dict[str, Any], facts: tuple[Fact, ...], sd: float) -> list[TraceJob]:
     """All that the stage computes: for the first maps.count of the run's `facts`, each job that has units."""
     chosen = facts[: params.maps.count]
-    found: list[MapsJob | SeveredJob] = [MapsJob(params, model, chosen, sd)]
+    found: list[TraceJob] = [MapsJob(params, model, chosen, sd)]
     return found + ([SeveredJob(params, model, chosen, sd)] if params.maps.severed else [])
 
 

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
-from functools import partial
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
-from pipeline.compute import beside, engine, fetch, inputs, statistics
+from pipeline.compute import beside, inputs, runs, statistics
 from pipeline.compute.batches import Batch, layer_of, mixture_batches, scaling_batches, unedited
 from pipeline.compute.edit_job import EditJob
 from pipeline.compute.keys import path
-from pipeline.compute.machine import crew
 from pipeline.compute.scaling_job import Made, ScalingJob, at_once
 from pipeline.compute.sequence_job import PROBLEM, RUN, Run, SequenceJob, Setting
-from pipeline.compute.work import Job
 from pipeline.edit.methods import METHODS, moments_window
 from pipeline.facts.fact import Fact
 from pipeline.settings.params import Params
@@ -25,16 +20,10 @@ from pipeline.settings.params import Params
 MIXED = "memit"  # the method of the mixtures and of the sweep over windows
 
 
-def _run(params: Params, job: Job) -> pa.Table:
-    fetched = partial(fetch.ensure, params.model.name, params.seed)
-    return engine.run(job, inputs.store(params), crew(params), fetched)
-
-
 def setting_of(params: Params, model: dict[str, Any], method: str) -> Setting:
     """What all batches of a method share. Raises UserError where a second moment that it needs is missing."""
     layer = layer_of(params, method, model)
-    there = params.model_copy(update={"edit": params.edit.model_copy(update={"layers": (layer,)})})
-    made = statistics.read_for(there, model, beside.STATISTICS, moments_window(params, method))
+    made = statistics.read_for(params.with_layers([layer]), model, beside.STATISTICS, moments_window(params, method))
     return Setting(params, model, METHODS[method], layer, *made, beside.STATISTICS)
 
 
@@ -46,27 +35,27 @@ def many_at_once(params: Params, model: dict[str, Any], facts: Sequence[Fact]) -
     settings = [setting_of(params, model, method) for method in params.scaling.methods]
     whole = [at_once(setting, path(params, model) == "fast") for setting in settings]
     plain = ScalingJob(params, model, None, tuple(Made(batch) for batch in unedited([*batches, *mixed])))
-    tables = [_run(params, plain)]
+    tables = [runs.run(plain)]
     for setting, once in zip(settings, whole, strict=True):
         own = batches + (mixed if setting.method.name == MIXED else [])
         made = tuple(Made(batch) for batch in own) if once else _in_sequence(setting, own)
-        tables.append(_run(params, ScalingJob(params, model, setting, made)))
+        tables.append(runs.run(ScalingJob(params, model, setting, made)))
     return pd.concat([table.to_pandas() for table in tables], ignore_index=True)
 
 
 def _in_sequence(setting: Setting, batches: Sequence[Batch]) -> tuple[Made, ...]:
     """The batches with their edits, made in rounds of runs of RUN edits each."""
-    params, store = setting.params, inputs.store(setting.params)
+    store = inputs.store(setting.params)
     made = [Made(batch) for batch in batches]
     most = max((batch.n_edits for batch in batches), default=0)
     for low in range(0, most, RUN):
         going = [i for i, batch in enumerate(batches) if batch.n_edits > low]
-        runs = tuple(
+        due = tuple(
             Run(f"{batches[i].label} from {low}", batches[i].facts[low : low + RUN], made[i].runs, made[i].after)
             for i in going
         )
-        job = SequenceJob(setting, runs)
-        _run(params, job)
+        job = SequenceJob(setting, due)
+        runs.run(job)
         for i, unit in zip(going, job.units(), strict=True):
             table = store.get_table(job.step, unit.key, unit.label)
             assert table is not None
@@ -80,24 +69,10 @@ def places(params: Params, model: dict[str, Any], facts: Sequence[Fact]) -> pd.D
     """
     tables = []
     for window in params.scaling.windows if MIXED in params.scaling.methods else ():
-        asked = _with_window(beside_layers(params), window)
+        own = params.for_problem(MIXED, PROBLEM) | {"window": window}
+        asked = params.with_layers(params.scaling.layers).with_section(MIXED, **own)
         made = statistics.read_for(asked, model, beside.STATISTICS, window)
         chosen = tuple(facts[: params.scaling.count])
         job = EditJob(asked, model, chosen, 1.0, METHODS[MIXED], PROBLEM, *made, beside.STATISTICS)
-        tables.append(_run(params, job).to_pandas())
+        tables.append(runs.run(job).to_pandas())
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def beside_layers(params: Params) -> Params:
-    """The settings with `scaling.layers` as the layers to edit."""
-    return params.model_copy(update={"edit": params.edit.model_copy(update={"layers": params.scaling.layers})})
-
-
-def _with_window(params: Params, window: int) -> Params:
-    """The settings with that window for MEMIT."""
-    changed = params.model_copy()
-    changed._sections = deepcopy(params._sections)
-    section = changed._sections[MIXED]
-    section["window"] = window
-    section["by_problem"].setdefault(PROBLEM, {})["window"] = window
-    return changed

@@ -72,7 +72,7 @@ class ScalingJob:
         params, scaling = self.params, self.params.scaling
         setting = self.setting
         depends = common(params, self.model, __name__) if setting is None else setting.depends(__name__)
-        if setting is not None and self.name in ("ft", "ft_l", "ft_1", "ft_5"):
+        if setting is not None and setting.method.editor is FineTune:
             depends |= {"batch": scaling.batch, "decay": scaling.decay}
         found = []
         for made in self.made:

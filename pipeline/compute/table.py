@@ -90,7 +90,7 @@ def _everywhere(params: Params, method: str) -> bool:
 def _job(
     params: Params, model: Mapping[str, Any], facts: tuple[Fact, ...], method: str, layers: Sequence[int]
 ) -> EditJob:
-    at = params.model_copy(update={"edit": params.edit.model_copy(update={"layers": tuple(layers)})})
+    at = params.with_layers(layers)
     window = moments_window(at, method)
     made = statistics.read_for(at, dict(model), beside.STATISTICS, window)
     no_noise = 0.0  # error injection has none

@@ -34,7 +34,7 @@ class Extra:
 EXTRAS: tuple[Extra, ...] = (
     Extra(
         name="essence",
-        says="what edits leave of what the model has to say of a subject, by layer (about 20 minutes on 2 cores)",
+        says="what edits leave of what the model has to say of a subject, by layer",
         draw=essence.section,
     ),
     Extra(
@@ -44,7 +44,7 @@ EXTRAS: tuple[Extra, ...] = (
     ),
     Extra(
         name="maps",
-        says="average indirect effects; what is left of them without MLPs or attention (a few minutes on 2 cores)",
+        says="average indirect effects; what is left of them without MLPs or attention",
         draw=aie.section,
     ),
     Extra(

@@ -6,7 +6,7 @@ not the number 3, and true is not 1), unknown keys are refused with a suggestion
 `description` completes the sentence "KEY is FOUND but must be ..." of `pipeline.settings.yaml_errors`.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -75,6 +75,10 @@ class Params(Section):
         changed = self.model_copy()
         changed._sections = self._sections | {method: {**keys, "by_problem": {}}}
         return changed
+
+    def with_layers(self, layers: Iterable[int]) -> "Params":
+        """These settings with other layers to edit."""
+        return self.model_copy(update={"edit": self.edit.model_copy(update={"layers": tuple(layers)})})
 
     def tree(self) -> dict[str, Any]:
         """All settings as params.yaml has them, for JSON."""
