@@ -55,11 +55,15 @@ essence: ## what edits leave of what the model has to say of a subject
 table: ## CounterFact's table: S, ES, EM, PS, PM, NS, NM, GE and RS of each method
 scaling: ## many edits at once, and which layers share them
 
-default-run: $(READY)  ## repro PRESET=default, and keep its small results in reports/default-run
+# dvc.lock stays that of `make repro` alone, whose page has not what the stages beside the main path made.
+default-run: $(READY)  ## repro PRESET=default, maps and table, and keep their small results in reports/default-run
 	@$(MAKE) repro PRESET=default
-	@cp params.yaml reports/{manifest.json,metrics.json,collapse.csv,collapse_r2.csv,layers.csv,localizers.csv,methods.csv,regressions.csv,report.html,report.md,reverse.csv,rewrite_by_layer.csv,trace_by_layer.csv} \
+	@cp dvc.lock dvc.lock.repro
+	@$(MAKE) maps table
+	@mv dvc.lock.repro dvc.lock
+	@rm -rf reports/default-run && mkdir -p reports/default-run/figures
+	@cp params.yaml reports/*.csv reports/{manifest.json,metrics.json,report.html,report.md} \
 	  reports/figures/rewrite_by_layer.png reports/default-run/
-	@rm -rf reports/default-run/figures && mkdir reports/default-run/figures
 	@cp reports/figures/*.svg reports/default-run/figures/
 	@python -m pipeline.report.readme
 

@@ -1,7 +1,7 @@
 """The README's sentences with results, made from committed tables: a reader can check each, and none can go stale.
 
-`python -m pipeline.report.readme` writes what stands between the markers `<!-- results -->` and `<!-- /results -->` of
-README.md; with `--check` it says whether anything would change.
+`python -m pipeline.report.readme` writes what stands between the markers `<!-- NAME -->` and `<!-- /NAME -->` of
+README.md, for each NAME of BLOCKS; with `--check` it says whether anything would change.
 """
 
 from __future__ import annotations
@@ -14,18 +14,43 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import UserError
+from pipeline.report.counterfact import BEST, UNEDITED
 from pipeline.report.plots import words
+from pipeline.report.section import number
 from pipeline.tables import read_json
+from pipeline.words import method_label
 
 README, REPORTS, PAPER = Path("README.md"), Path("reports"), Path("data/paper/hase2023_r2.csv")
-START, END = "<!-- results -->", "<!-- /results -->"
 HEADLINE = ("rewrite", "fraction")  # score and trace measure of the tables
+MEASURES = ("S", "ES", "PS", "PM", "NS", "GE", "RS")  # of CounterFact's table
 DROPPED = "fact_forcing"  # of the reference run: it was scored on the noise that it was optimised on
 
 
 def results(reports: Path, paper: Path) -> str:
-    """All sentences and tables with results, in Markdown."""
+    """The sentences and tables of the runs' regressions, in Markdown."""
     return f"{default_run(reports / 'default-run')}\n\n{reference_run(reports / 'reference', pd.read_csv(paper))}\n"
+
+
+def counterfact(reports: Path, paper: Path) -> str:
+    """CounterFact's table of the default run, each method at the layer that is best on other facts, in Markdown."""
+    folder = reports / "default-run"
+    rows = pd.read_csv(folder / "counterfact.csv")
+    rows = rows[rows["chosen"].isin([UNEDITED, BEST])]
+    others = read_json(folder / "manifest.json")["params"]["table"]["choose_on"]
+    head = f"| {' | '.join(['method', 'layer', *MEASURES])} |\n|{'---|' * (len(MEASURES) + 2)}\n"
+    table = "".join(
+        f"| {row['method'] if row['method'] == UNEDITED else method_label(row['method'])} | "
+        f"{number(row['layer'], 0)} | {' | '.join(number(row[name]) for name in MEASURES)} |\n"
+        for row in rows.to_dict("records")
+    )
+    return (
+        f"On {rows['n_facts'].max()} facts of the embedded model, each method at the layer that was best on {others} "
+        "other facts ([counterfact.csv](reports/default-run/counterfact.csv), with intervals; an edit that does "
+        f"nothing is the first row):\n\n{head}{table}"
+    )
+
+
+BLOCKS = {"results": results, "counterfact": counterfact}
 
 
 def default_run(folder: Path) -> str:
@@ -158,13 +183,19 @@ def _p(value: float) -> str:
     return "–" if pd.isna(value) else f"{value:.3f}"
 
 
-def filled(text: str, new: str) -> str:
-    """README's text with `new` between the markers. Raises UserError where they are not there."""
-    before, found, rest = text.partition(START)
-    _, ended, after = rest.partition(END)
+def markers(name: str) -> tuple[str, str]:
+    """What stands before and after a block of README."""
+    return f"<!-- {name} -->", f"<!-- /{name} -->"
+
+
+def filled(text: str, name: str, new: str) -> str:
+    """README's text with `new` between the block's markers. Raises UserError where they are not there."""
+    start, end = markers(name)
+    before, found, rest = text.partition(start)
+    _, ended, after = rest.partition(end)
     if not (found and ended):
-        raise UserError(f"{README} lacks the markers {START} and {END}; put them around its results")
-    return f"{before}{START}\n{new}{END}{after}"
+        raise UserError(f"{README} lacks the markers {start} and {end}; put them around its {name}")
+    return f"{before}{start}\n{new}{end}{after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,8 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     asked = parser.parse_args(arguments)
     try:
-        old = README.read_text("utf-8")
-        new = filled(old, results(REPORTS, PAPER))
+        old = new = README.read_text("utf-8")
+        for name, made in BLOCKS.items():
+            new = filled(new, name, made(REPORTS, PAPER))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

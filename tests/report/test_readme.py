@@ -27,13 +27,19 @@ def test_another_table_gives_other_sentences(tmp_path: Path, monkeypatch: pytest
     table = pd.read_csv("reports/default-run/regressions.csv")
     table["r2_layer"] = 0.123456
     table.to_csv("reports/default-run/regressions.csv", index=False)
+    measures = pd.read_csv("reports/default-run/counterfact.csv")
+    measures.assign(S=0.654321).to_csv("reports/default-run/counterfact.csv", index=False)
     assert readme.main(["--check"]) == 1
     assert readme.main([]) == 0
     text = Path("README.md").read_text("utf-8")
     assert text.count("| 0.123 |") >= 5
     assert "The edited layer explains 0.123 of the variance" in " ".join(text.split())
+    assert text.count("| 0.654 |") == measures["method"].nunique()  # each at one layer
     assert readme.main(["--check"]) == 0
-    outside = (ROOT / "README.md").read_text("utf-8").split(readme.END)[1]
+    whole = (ROOT / "README.md").read_text("utf-8")
+    between = readme.markers("results")[1], readme.markers("counterfact")[0]
+    for outside in (whole.split(between[0])[1].split(between[1])[0], whole.split(readme.markers("counterfact")[1])[1]):
+        assert outside in text
     assert text.endswith(outside)
     Path("README.md").write_text("nothing")
     assert readme.main([]) == 2
