@@ -25,20 +25,16 @@ from pipeline.edit.protocol import Edit, Update, failed
 from pipeline.edit.together import tuned_together
 from pipeline.errors import UserError
 from pipeline.facts.fact import Fact
-from pipeline.lm.generate import continuations
 from pipeline.lm.memory import halving
 from pipeline.lm.model import window_range
-from pipeline.lm.prompts import tokenize
 from pipeline.measure.edited import applied
 from pipeline.measure.generation import generation_entropy
 from pipeline.measure.probabilities import Measurement, prompt_kinds, questions
-from pipeline.seeds import derive
+from pipeline.measure.writing import written_as_is
 from pipeline.tables import to_arrow
 
 if TYPE_CHECKING:
     from pipeline.settings.params import Params
-
-TOP_K = 5  # the likeliest tokens, among which each of a text's is drawn (pipeline.measure.generation)
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,9 @@ class _Worker:
         edit, batch = self._edit(made), made.batch
         written = [fact for fact in batch.facts if fact.fact_id in batch.written and edit.status == "ok"]
         with applied(self.lm, edit):
-            texts = self._texts(written)
+            asked = self.params.scaling.generate_tokens, self.params.seed
+            said = written_as_is(self.lm, written, *asked)
+            texts = {fact.fact_id: text for fact, text in zip(written, said, strict=True)}
             rows = [row for fact in batch.facts for row in self._rows(fact, edit, texts.get(fact.fact_id, ""))]
         of = {"study": batch.study, "batch": batch.number, "method": self.job.name, "n_edits": batch.n_edits}
         return pd.DataFrame(rows).assign(**of, layer=edit.layer, problem=PROBLEM)
@@ -151,21 +149,6 @@ class _Worker:
             }
             for (kind, index), (p, p_true) in zip(prompt_kinds(fact), answers, strict=True)
         ]  # fmt: skip
-
-    def _texts(self, facts: Sequence[Fact]) -> dict[str, str]:
-        """What the model goes on to write after each fact's prompt, the prompt with it."""
-        lm = self.lm
-        if not facts:
-            return {}
-        prompts = [tokenize(lm.tokenizer, fact.text, add_bos=lm.add_bos).ids for fact in facts]
-        most = self.params.scaling.generate_tokens
-        seeds = [derive(self.params.seed, "scaling text", fact.fact_id) for fact in facts]
-        longest = max(1, most - min(map(len, prompts)))
-        drawn = continuations(lm, prompts, longest, temperature=1.0, seeds=seeds, top_k=TOP_K)
-        return {
-            fact.fact_id: lm.tokenizer.decode([*prompt, *text][:most], skip_special_tokens=True)
-            for fact, prompt, text in zip(facts, prompts, drawn, strict=True)
-        }
 
 
 def at_once(setting: Setting, lm_fast: bool) -> bool:

@@ -13,7 +13,7 @@ plain path puts one edit after the other into the weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from pipeline.edit.protocol import Edit
@@ -41,8 +41,8 @@ def written(
     tokens: how many each text has. An edit without updates writes what the unedited model does.
     """
     ids = [tokenize(lm.tokenizer, prompt, add_bos=lm.add_bos).ids for prompt in prompts]
-    seeds = [derive(seed, "writing", fact.fact_id, str(i)) for i in range(len(prompts))]
-    draw = partial(continuations, lm, tokens=tokens, temperature=1.0, top_k=TOP_K, ends=False)
+    seeds = [_seed(seed, fact, i) for i in range(len(prompts))]
+    draw = _draw(lm, tokens)
     if lm.fast:
         of = [e for e in range(len(edits)) for _ in prompts]
         with by_row(lm, edits) as tell:
@@ -54,6 +54,25 @@ def written(
                 drawn += draw(ids, seeds=seeds)
     texts = [_decoded(lm, start, more) for start, more in zip(ids * len(edits), drawn, strict=True)]
     return [texts[low : low + len(ids)] for low in range(0, len(texts), len(ids))] if ids else [[] for _ in edits]
+
+
+def written_as_is(lm: LanguageModel, facts: Sequence[Fact], tokens: int, seed: int) -> list[str]:
+    """What the weights as they are go on to write of each fact's subject after the first prompt about it, that with it.
+
+    With one edit of the fact in the weights, what `written` gives for that edit and prompt.
+    """
+    prompts = [prompts_about(fact, 1)[0] for fact in facts]
+    ids = [tokenize(lm.tokenizer, prompt, add_bos=lm.add_bos).ids for prompt in prompts]
+    drawn = _draw(lm, tokens)(ids, seeds=[_seed(seed, fact, 0) for fact in facts]) if ids else []
+    return [prompt + _decoded(lm, start, more) for prompt, start, more in zip(prompts, ids, drawn, strict=True)]
+
+
+def _seed(seed: int, fact: Fact, prompt: int) -> int:
+    return derive(seed, "writing", fact.fact_id, str(prompt))
+
+
+def _draw(lm: LanguageModel, tokens: int) -> Callable[..., list[list[int]]]:
+    return partial(continuations, lm, tokens=tokens, temperature=1.0, top_k=TOP_K, ends=False)
 
 
 def _decoded(lm: LanguageModel, prompt: Sequence[int], more: Sequence[int]) -> str:

@@ -91,11 +91,12 @@ def _scaling_rows(table: pd.DataFrame) -> Table:
         head=["method, edits", *SHOWN, "batches", "facts", "texts"],
         rows=rows,
         note=(
-            f"{_WHAT}; GE is the entropy of the words of a text that the edited model writes, in bits. Error "
-            f"injection; {where} (counted from 0), the depth at which the papers edit unless "
-            "scaling.layer names a layer. A batch is a number of edits that one model holds together; ROME's are made "
-            "one after the other, each on the model with those before. Facts of one batch share a model, so an "
-            f"interval says how far the mean would move with other facts to score, not with another batch. {_few()}"
+            f"{_WHAT}; GE is the entropy of the words of a text that the edited model writes about a fact's "
+            f"subject, in bits, as in CounterFact's table. Error injection; {where} (counted from 0), the depth at "
+            "which the papers edit unless scaling.layer names a layer. A batch is a number of edits that one model "
+            "holds together; ROME's are made one after the other, each on the model with those before. Facts of one "
+            f"batch share a model, so an interval says how far the mean would move with other facts to "
+            f"score, not with another batch. {_few()}"
         ),
         source="scaling.csv",
     )

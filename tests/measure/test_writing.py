@@ -11,7 +11,7 @@ from pipeline.edit.protocol import Edit
 from pipeline.lm.generate import continuations
 from pipeline.lm.model import LanguageModel
 from pipeline.measure.edited import applied, by_row
-from pipeline.measure.writing import ABOUT, prompts_about, written
+from pipeline.measure.writing import ABOUT, prompts_about, written, written_as_is
 from tests.facts.made import fact
 from tests.lm.families import EDITED, FAST_EDITED, random_model
 from tests.measure.test_probabilities import several_blocks
@@ -37,6 +37,21 @@ def test_no_weight_touched_equals_the_edit_in_the_weights(family: str) -> None:
     assert sum(text != unedited for text in together[:-1]) == len(edits) - 1
     assert written(lm, FACT, edits[:2], PROMPTS, TOKENS, 0) == together[:2]
     assert not any(projection._forward_hooks for projection in lm.arch.down_projs)
+
+
+@pytest.mark.parametrize("family", FAST_EDITED[:3])
+def test_many_subjects_on_weights_that_hold_an_edit_write_what_each_does_alone(family: str) -> None:
+    lm = random_model(family, torch.float64)
+    facts = [FACT, fact(fact_id="other", subject="The Old Town Hall")]
+    texts = []
+    for edit in several_blocks(lm):
+        with applied(lm, edit):
+            together = written_as_is(lm, facts, TOKENS, 0)
+        alone = [prompts_about(f, 1)[0] + written(lm, f, [edit], prompts_about(f, 1), TOKENS, 0)[0][0] for f in facts]
+        assert together == alone
+        texts.append(together)
+    assert texts[0] != texts[-1]  # the last edit changes nothing
+    assert written_as_is(lm, [], TOKENS, 0) == []
 
 
 @pytest.mark.parametrize("family", FAST_EDITED)
