@@ -16,16 +16,17 @@ PYTEST_ARGS ?=
 # What test-cpus runs: tests of numbers that the processor's rounding moves, wherever they stand.
 CPU_TESTS := -m rounding
 FUZZ_SECONDS ?= 300
+FILE ?= units.parquet
 
 # DVC runs the stages' `python`: it has to be the one in .venv.
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro maps essence table scaling default-run readme status prune test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
+.PHONY: help setup repro maps essence table scaling default-run readme status prune export-units import-units test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 
 setup: $(READY)  ## install everything into .venv, nothing more
 
@@ -75,6 +76,12 @@ status: $(READY)  ## what is done, what is left, for how long, in how much space
 
 prune: $(READY)  ## remove the results kept per fact that no current setting needs
 	@python -m stages.status --prune
+
+export-units: $(READY)  ## the store's finished units in FILE=..., to go on with the run on another machine
+	@python -m stages.units export '$(FILE)'
+
+import-units: $(READY)  ## take the finished units of FILE=... into the store
+	@python -m stages.units import '$(FILE)'
 
 test: $(READY)  ## the tests but the slow ones and the browser's; PYTEST_ARGS='-k rome' for some of them
 	@python -m pytest -m 'not slow and not browser' $(PYTEST_ARGS)

@@ -17,7 +17,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,6 +124,32 @@ class Store:
                     Entry(step=path.parent.name, key=key, label=_label(path), size=stat.st_size, mtime=stat.st_mtime)
                 )
         return found
+
+    def contents(self) -> Iterator[tuple[str, str, bytes]]:
+        """(step, name, content) of the file of each sound unit, by step and key."""
+        for step, key in dict.fromkeys((path.parent.name, key) for path, key in self._files()):
+            for kind in (TABLE, TENSORS):
+                content = self._get(step, key, kind, key)
+                if content is not None:
+                    yield step, f"{key}.{_checksum(content)}.{kind}", content
+
+    def take(self, step: str, name: str, content: bytes) -> bool:
+        """Keep a file of another store; False where it is here already. ValueError says what is wrong with it."""
+        key, kind = self.check(step, name, content)
+        if self._get(step, key, kind, key) is not None:
+            return False
+        self._put(step, key, kind, content)
+        return True
+
+    @staticmethod
+    def check(step: str, name: str, content: bytes) -> tuple[str, str]:
+        """The key and kind of a store's file; ValueError says what is wrong with it, to follow its name."""
+        found = _NAME.fullmatch(name)
+        if found is None or not _STEP.fullmatch(step):
+            raise ValueError("has a name that no unit has")
+        if fault := _fault(content, found[1], found[3], name):
+            raise ValueError(fault)
+        return found[1], found[3]
 
     def prune(self, keep: set[tuple[str, str]]) -> tuple[int, int]:
         """Remove all units but those whose (step, key) is in `keep`; returns how many files and bytes went."""

@@ -20,6 +20,8 @@ from pipeline.analysis.regression import MIN_FACTS
 from pipeline.settings.fields import PROBLEMS
 from tests.stages.clones import LATE, Clone, Smoke, ran, to_do
 
+pytestmark = pytest.mark.slow  # the clone runs through DVC three times before the first of them
+
 BLOCKS = 6
 STILL_SAYS_IT = "dropped: under noise the model still says target_true"
 SCORES = ("rewrite", "paraphrase", "neighborhood", "overall")
@@ -249,7 +251,6 @@ def test_a_new_problem_computes_that_problem_only(smoke: Smoke) -> None:
     assert LATE not in smoke.first
 
 
-@pytest.mark.slow
 def test_statistics_of_the_scores_and_the_look_of_the_report_run_no_model(clone: Clone) -> None:
     before, page = clone.results(), clone.root / "reports" / "report.html"
     clone.change("regressions", confidence=0.9)
@@ -276,7 +277,6 @@ def test_statistics_of_the_scores_and_the_look_of_the_report_run_no_model(clone:
     assert ran(clone.repro()) == {"params"}
 
 
-@pytest.mark.slow
 def test_two_more_facts_trace_and_edit_two_facts(clone: Clone) -> None:
     problem, steps = "error_injection", ("trace", "edit-rome-error_injection")
     count = clone.params.facts.count
@@ -298,7 +298,6 @@ def test_two_more_facts_trace_and_edit_two_facts(clone: Clone) -> None:
         pd.testing.assert_frame_equal(both, old)
 
 
-@pytest.mark.slow
 def test_an_experiment_its_metrics_and_its_plots(clone: Clone) -> None:
     output = clone.command("dvc", "exp", "run", "-S", "edit.problems=[error_injection]")
     assert ran(output) == {"params", "scores", "regressions", "report"}
@@ -330,7 +329,6 @@ for stage in (scores, regressions, report):
 
 
 @pytest.mark.rounding
-@pytest.mark.slow
 def test_a_second_run_gives_the_same_bytes(clone: Clone) -> None:
     """From nothing, in one process and another order: nothing that dvc.lock has a hash of differs in a byte."""
 
@@ -350,7 +348,6 @@ def test_a_second_run_gives_the_same_bytes(clone: Clone) -> None:
     assert [name for name, page in pages().items() if page != drawn[name]] == []
 
 
-@pytest.mark.slow
 def test_killed_midway_it_goes_on_where_it_was(clone: Clone) -> None:
     """SIGKILL while two workers edit: finished facts are kept, the rest is computed by one, and the bytes are equal."""
     step, words = "edit-rome-error_injection", ["-m", "stages.edit", "--method", "rome", "--problem", "error_injection"]
@@ -385,7 +382,6 @@ def test_killed_midway_it_goes_on_where_it_was(clone: Clone) -> None:
     assert left == []
 
 
-@pytest.mark.slow
 def test_a_mistake_ends_in_a_sentence_and_overwrites_nothing(clone: Clone) -> None:
     before = clone.results()
     clone.change("rome", stpes=3)
