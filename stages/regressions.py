@@ -1,9 +1,10 @@
-"""Stage `regressions`: data/scores.parquet to reports/regressions.csv, and where facts are said to be to layers.csv and
-localizers.csv."""
+"""Stage `regressions`: data/scores.parquet to reports/regressions.csv and fractional.csv, and where facts are said to
+be to layers.csv and localizers.csv."""
 
 from pathlib import Path
 
 from pipeline.analysis.agreement import LOCALIZERS, agreement_table, by_name, exact
+from pipeline.analysis.fractional import fractional_table
 from pipeline.analysis.layers import layer_table, traces
 from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.regression import Design, regression_table
@@ -22,14 +23,16 @@ def main(params: Params) -> None:
     )
     scores = read(data / "scores.parquet", SCORES)
     table = regression_table(scores, settings.scores, settings.trace_measures, design)
+    bounded = fractional_table(scores, settings.scores, settings.trace_measures, design)
     cheaper = by_name(read(data / "localizers.parquet", LOCALIZERS))
     localizers = traces(scores, settings.trace_measures) | cheaper
     layers = layer_table(scores, settings.scores, localizers, design.plan, keep_null_layers=design.keep_null_layers)
     traced = exact(read(data / "trace.parquet", TRACE), settings.trace_measures)
     relation = read(data / "facts.parquet", FACTS).set_index("fact_id")["relation"]
     agreement = agreement_table(cheaper, traced, relation, design.plan)
-    for name, made in {"regressions": table, "layers": layers, "localizers": agreement}.items():
-        write_csv(made, reports / f"{name}.csv")
+    made = {"regressions": table, "fractional": bounded, "layers": layers, "localizers": agreement}
+    for name, rows in made.items():
+        write_csv(rows, reports / f"{name}.csv")
 
 
 if __name__ == "__main__":

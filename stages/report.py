@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from pipeline.analysis.by_layer import by_layer_tables
 from pipeline.analysis.collapse import collapse_table, r2_without_collapsed
 from pipeline.analysis.comparison import comparison_table
 from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.reverse import reverse_table
-from pipeline.analysis.scores import count_edits, rewrite_by_layer_table, trace_by_layer_table
+from pipeline.analysis.scores import count_edits
 from pipeline.analysis.targets import function_word_targets
 from pipeline.disk import write_bytes
 from pipeline.report import collapse, comparison, extras, layers, localizers, manifest, markdown, page, reverse, sources
@@ -25,18 +26,18 @@ def main(params: Params) -> None:
     run = sources.read_all(out, data, params.edit.methods, params.edit.problems)
     settings, score, measure = params.regressions, params.regressions.scores[0], params.regressions.trace_measures[0]
     plan = Resampling(**settings.resampling, seed=params.seed)
-    rewrite, traced = rewrite_by_layer_table(run.scores, plan), trace_by_layer_table(run.trace, plan)
+    keep, named = settings.null_layers == "keep", (settings.scores, settings.trace_measures)
+    made = by_layer_tables(run.scores, run.trace, *named, plan, keep_null_layers=keep)
     harm, compared = collapse_table(run.scores, run.edits), comparison_table(run.scores, plan)
     back = reverse_table(run.scores, run.edits, compared)
-    r2 = r2_without_collapsed(run.scores, score, measure, keep_null_layers=settings.null_layers == "keep")
+    r2 = r2_without_collapsed(run.scores, score, measure, keep_null_layers=keep)
     fits, model = read_record(data / "inputs" / "measures.json"), run.model["fingerprint"]
     more = [*localizers.sections(run.agreement, run.choices, sure), *reverse.sections(back)]
     plots = pictures(
-        run, rewrite, traced, harm, score=score, measure=measure, example_fact=params.report.example_fact,
-        collapse_nats=nats, confidence=sure,
+        run, made, harm, score=score, measure=measure, example_fact=params.report.example_fact, collapse_nats=nats,
+        confidence=sure,
     )  # fmt: skip
-    made = {"rewrite_by_layer": rewrite, "trace_by_layer": traced, "collapse": harm, "collapse_r2": r2}
-    for name, table in (made | {"methods": compared, "reverse": back}).items():
+    for name, table in (made | {"collapse": harm, "collapse_r2": r2, "methods": compared, "reverse": back}).items():
         write_csv(table, out / f"{name}.csv")
     counts, targets = count_edits(run.edits, params.edit.erasure_min_p), function_word_targets(run.edits)
     write_json(metrics(run.regressions, run.scores, run.facts, counts, targets), out / "metrics.json")
@@ -49,7 +50,7 @@ def main(params: Params) -> None:
         targets=targets, confidence=sure, permutations=plan.permutations, manifest=manifest.lasting(of_run),
     )  # fmt: skip
     saved = page.save(report.plots, out / "figures", params.report.dpi)
-    facts = explorer(run.facts, run.trace, run.edits, run.scores, extras.texts(data, fits, model))
+    facts = explorer(run.facts, run.trace, run.edits, run.scores, run.localizers, extras.texts(data, fits, model))
     write_bytes(out / "report.html", page.render(report, saved, facts, out).encode())
     write_bytes(out / "report.md", markdown.render(report, saved, out).encode())
 

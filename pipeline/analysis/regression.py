@@ -101,8 +101,7 @@ def adjusted(pvalues: "pd.Series[float]", method: str) -> "pd.Series[float]":
 
 def regress(group: pd.DataFrame, score: str, measure: str, design: Design) -> dict[str, float]:
     """One row of `regression_table`, from n_facts to n_relations; `group` holds one row per fact_id and layer."""
-    every = group[["fact_id", "relation", "layer", "acts", score, measure]]
-    every.columns = pd.Index(["fact_id", "relation", "layer", "acts", "score", "trace"])
+    every = of_regression(group, score, measure)
     chosen = every if design.keep_null_layers else every[every["acts"]]
     rows = chosen.dropna(subset=["score", "trace"])
     n_facts = int(rows["fact_id"].nunique())
@@ -152,6 +151,12 @@ def regress(group: pd.DataFrame, score: str, measure: str, design: Design) -> di
         "rho_within_layer": rho,
         "n_relations": int(rows["relation"].nunique()),
     }
+
+
+def of_regression(group: pd.DataFrame, score: str, measure: str) -> pd.DataFrame:
+    """The columns of scores.parquet that a regression uses: fact_id, relation, layer, acts, score and trace."""
+    names = ["fact_id", "relation", "layer", "acts"]
+    return group[[*names, score, measure]].set_axis([*names, "score", "trace"], axis=1)
 
 
 def fit_models(rows: pd.DataFrame) -> Fit:

@@ -10,7 +10,18 @@ import seaborn as sns
 from pipeline.analysis.aie import AIE_COLUMNS, ATE_COLUMNS, NOT_SEVERED, PEAK_COLUMNS, ROLES, SEVERED_COLUMNS
 from pipeline.analysis.trust import MIN_FACTS_OF_MEANS, bands_phrase
 from pipeline.analysis.trust import bands as trusted
-from pipeline.report.plots import Plot, bands, facts_phrase, legend_below, listed, panels, style
+from pipeline.report.plots import (
+    Plot,
+    bands,
+    both_widths,
+    facts_phrase,
+    leftmost,
+    legend_below,
+    listed,
+    narrow,
+    panels,
+    style,
+)
 from pipeline.report.section import Section, Table, number, with_interval
 from pipeline.report.sources import read_made
 
@@ -125,6 +136,7 @@ def _peaks(peaks: pd.DataFrame) -> Table:
     )  # fmt: skip
 
 
+@both_widths
 def heatmaps(aie: pd.DataFrame) -> Plot:
     """Mean effects, role by layer, a panel for each module and window; one scale for all."""
     whole = aie[aie["severed"] == NOT_SEVERED]
@@ -132,7 +144,8 @@ def heatmaps(aie: pd.DataFrame) -> Plot:
     signed = bool((whole["effect"] < -0.1 * limit).any())
     roles = [role for role in ROLES if (whole["token_role"] == role).any()]
     windows = dict.fromkeys(whole.loc[whole["module"] != "hidden", "window"])
-    places = [("hidden", 1), None, *((module, window) for window in windows for module in ("mlp", "attn"))]
+    beside = [] if narrow() else [None]  # so that MLP and attention stand side by side
+    places = [("hidden", 1), *beside, *((module, window) for window in windows for module in ("mlp", "attn"))]
     with style():
         figure, axes = panels(len(places), columns=2, width=5.2, height=2.1)
         for ax, place in zip(axes, places, strict=True):
@@ -146,12 +159,14 @@ def heatmaps(aie: pd.DataFrame) -> Plot:
                 yticklabels=[_ROLES[role] for role in roles], cbar=False,
                 rasterized=True,  # as vectors, viewers draw hairlines between the cells
             )  # fmt: skip
-            ticks = range(0, grid.shape[1], max(1, -(-grid.shape[1] // 10)))
+            ticks = range(0, grid.shape[1], max(1, -(-grid.shape[1] // (6 if narrow() else 10))))
             ax.set_xticks([i + 0.5 for i in ticks], [str(grid.columns[i]) for i in ticks], rotation=0)
             ax.set(title=_variant(*place), xlabel="window's centre (counted from 0)", ylabel="")
             ax.tick_params(axis="y", rotation=0, length=0)
             ax.label_outer(remove_inner_ticks=True)
-        figure.colorbar(axes[0].collections[0], ax=axes, label="average indirect effect\n(probability)")
+        where = "bottom" if narrow() else "right"
+        label = "average indirect effect\n(probability)"
+        figure.colorbar(axes[0].collections[0], ax=axes, location=where, label=label, aspect=30)
     return Plot(
         name="aie_heatmaps",
         title="Average indirect effects by token and layer",
@@ -165,6 +180,7 @@ def heatmaps(aie: pd.DataFrame) -> Plot:
     )
 
 
+@both_widths
 def lines(aie: pd.DataFrame, confidence: float) -> Plot:
     """Mean effects by layer at the last subject token and at the last token, a line for each module and window."""
     whole = aie[(aie["severed"] == NOT_SEVERED) & aie["token_role"].isin(_LINES)]
@@ -176,7 +192,8 @@ def lines(aie: pd.DataFrame, confidence: float) -> Plot:
             bands(ax, trusted(shown[shown["token_role"] == role]), "line", order, "effect")
             ax.axhline(0, color="0.4", lw=0.8)
             ax.set(title=_ROLES[role], xlabel=_LAYER)
-        axes[0].set_ylabel("average indirect effect (probability)")
+        for ax in leftmost(axes, 2):
+            ax.set_ylabel("average indirect effect (probability)")
         legend_below(figure, max(axes, key=lambda ax: len(ax.lines)))
     return Plot(
         name="aie_lines",
@@ -187,6 +204,7 @@ def lines(aie: pd.DataFrame, confidence: float) -> Plot:
     )
 
 
+@both_widths
 def severed_lines(aie: pd.DataFrame, confidence: float) -> Plot:
     """Mean effects of a hidden state at the last subject token by layer: alone, and in the severed models."""
     hidden = aie[(aie["module"] == "hidden") & (aie["token_role"] == "last_subject")]
@@ -197,7 +215,7 @@ def severed_lines(aie: pd.DataFrame, confidence: float) -> Plot:
         bands(ax, trusted(shown), "line", list(dict.fromkeys(shown["line"])), "effect")
         ax.axhline(0, color="0.4", lw=0.8)
         ax.set(xlabel="restored layer (counted from 0)", ylabel="average indirect effect (probability)")
-        ax.legend(frameon=False)
+        legend_below(figure, ax)
     return Plot(
         name="aie_severed",
         title="What a hidden state does without the modules above it",

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.analysis.collapse import collapse_by_layer, totals
-from pipeline.report.plots import Plot, bands, listed, panels, style, words
+from pipeline.report.plots import Plot, bands, both_widths, legend_below, listed, panels, style, words
 from pipeline.report.section import Section, Table, number
 from pipeline.words import method_label
 
@@ -123,6 +123,7 @@ def as_section(told: Mapping[str, Any], plot: Plot | None) -> Section:
     )
 
 
+@both_widths
 def collapse_by_layer_plot(table: pd.DataFrame, collapse_nats: float) -> Plot | None:
     """Share of edits that collapsed by edited layer, one line per method; None where none did."""
     if not _any(table):
@@ -133,7 +134,7 @@ def collapse_by_layer_plot(table: pd.DataFrame, collapse_nats: float) -> Plot | 
         figure, (ax,) = panels(1, columns=1, width=7.6, height=3.4)
         bands(ax, shares, "method", list(shares["method"].unique()), "share")
         ax.set(xlabel="edited layer (counted from 0)", ylabel="share of edits that collapsed", ylim=(-0.03, 1.03))
-        ax.legend(frameon=False)
+        legend_below(figure, ax)
     count = totals(table)
     return Plot(
         name="collapse_by_layer",

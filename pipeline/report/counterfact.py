@@ -11,7 +11,7 @@ import seaborn as sns
 from pipeline.analysis.counterfact import GENERATED, MEASURES
 from pipeline.analysis.table import TABLE_COLUMNS
 from pipeline.analysis.trust import MIN_FACTS_OF_MEANS
-from pipeline.report.plots import Plot, facts_phrase, listed, panels, style
+from pipeline.report.plots import Plot, both_widths, facts_phrase, legend_below, listed, panels, style
 from pipeline.report.section import Section, Table, number, record, with_interval
 from pipeline.report.sources import read_made
 from pipeline.tables import FACTS, TABLE_TEXTS, read, read_record
@@ -179,6 +179,7 @@ def _line(text: str) -> str:
     return " ".join(" ⏎ ".join(text.strip().splitlines()).split())
 
 
+@both_widths
 def _plot(table: pd.DataFrame, confidence: float) -> Plot:
     """ES, PS and NS of the unedited model and of each method at its best layer."""
     rows = table[table["chosen"].isin([UNEDITED, BEST])].reset_index(drop=True)
@@ -200,7 +201,7 @@ def _plot(table: pd.DataFrame, confidence: float) -> Plot:
         )  # fmt: skip
         ax.set_yticklabels(_names(rows))
         ax.grid(axis="y", visible=False)
-        figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        legend_below(figure, ax)
     bars = (
         f"no bars, as below {MIN_FACTS_OF_MEANS} facts they miss the mean too often"
         if few.any()

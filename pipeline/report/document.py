@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.report import account, collapse, comparison, layers
+from pipeline.report import account, collapse, comparison, fractional, layers
 from pipeline.report.answer import answer
 from pipeline.report.plots import Plot
 from pipeline.report.r2 import all_table, headline_tables, r2_tables
@@ -87,7 +87,14 @@ def document(
             plots=figures("layers"),
         ),
         sure=Section(
-            anchor="sure", title="How sure this is", points=[*layers.sure(told), *account.trust(run.regressions)]
+            anchor="sure",
+            title="How sure this is",
+            tables=fractional.tables(run.fractional, run.regressions, sure),
+            points=[
+                *layers.sure(told),
+                *account.trust(run.regressions),
+                *fractional.sentence(run.fractional, run.regressions),
+            ],
         ),
         sections=[
             Section(
@@ -95,7 +102,7 @@ def document(
                 title="What the layer explains, and what the trace adds",
                 paragraphs=[_QUESTION, found],
                 tables=headline_tables(tables[0], sure),
-                plots=figures("r2_bars", "score_against_trace"),
+                plots=figures("r2_bars", "score_against_trace", "correlation_by_layer"),
                 points=_terms(sure, permutations),
             ),
             Section(
@@ -105,9 +112,13 @@ def document(
                 tables=[all_table(tables, sure)],
             ),
             Section(
-                anchor="tracing", title="Where facts are restored", plots=figures("trace_by_layer", "trace_heatmap")
+                anchor="tracing",
+                title="Where facts are restored",
+                plots=figures("trace_by_layer", "trace_peaks", "trace_heatmap"),
             ),
-            Section(anchor="editing", title="Where edits succeed", plots=figures("rewrite_by_layer")),
+            Section(
+                anchor="editing", title="Where edits succeed", plots=figures("rewrite_by_layer", "scores_by_layer")
+            ),
             *comparison.sections(dict(sections["methods"]), sure),
             collapse.as_section(sections["collapse"], drawn.get("collapse_by_layer")),
             *more,

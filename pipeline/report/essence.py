@@ -7,7 +7,7 @@ import pandas as pd
 
 from pipeline.analysis import trust
 from pipeline.analysis.essence import ESSENCE_COLUMNS, R2_COLUMNS
-from pipeline.report.plots import Plot, bands, facts_phrase, legend_below, panels, style, words
+from pipeline.report.plots import Plot, bands, both_widths, facts_phrase, leftmost, legend_below, panels, style, words
 from pipeline.report.section import Section, Table, number
 from pipeline.report.sources import read_made
 from pipeline.words import method_label
@@ -104,6 +104,7 @@ def _r2_table(r2: pd.DataFrame) -> Table:
     )
 
 
+@both_widths
 def _plot(table: pd.DataFrame, confidence: float) -> Plot:
     shown = table.assign(n=table["n_facts"], problem=table["problem"].map(words))
     problems, methods = list(dict.fromkeys(shown["problem"])), list(shown.groupby("method", sort=False))
@@ -112,7 +113,8 @@ def _plot(table: pd.DataFrame, confidence: float) -> Plot:
         for ax, (method, group) in zip(axes, methods, strict=True):
             bands(ax, trust.bands(group), "problem", problems, "essence")
             ax.set(title=method_label(str(method)), xlabel="edited layer (counted from 0)", ylim=(-0.03, 1.03))
-        axes[0].set_ylabel("essence score (0 to 1)")
+        for ax in leftmost(axes, 2):
+            ax.set_ylabel("essence score (0 to 1)")
         legend_below(figure, axes[0])
     low, high = int(shown["n"].min()), int(shown["n"].max())
     over = facts_phrase(high) if low == high else f"{low} to {high} facts"

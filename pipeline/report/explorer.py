@@ -4,8 +4,10 @@ A record is JSON, deflated (RFC 1950) and in base64, which the browser unpacks w
 thousand facts opens as fast as one of ten. Probabilities and scores are whole thousandths; tracing effects are whole
 parts of the largest of their map, which has 1,000 of them. The keys are short because there are many:
 
-    index   layers, methods, problems, scores, relations: names by which records say numbers; facts: [...]; total
+    index   layers, methods, problems, scores, localizers, relations: names by which records say numbers; facts: [...];
+            total
     record  tokens [[text, in subject?]], traces [{n name, c p clean, x p corrupt, u unit, e [token][layer]}],
+            loc [[localizer, unit, [layer]]],
             prompts [[kind, text]], edits [{m method, p problem, w window, l layers, t target, b baseline, pre, bpre,
             post [prompt][layer], bpost, s {score: [layer]}, bad {layer: reason}, c [collapsed layers]}],
             texts [[method, layer, prompt, before, after]]
@@ -29,7 +31,7 @@ from pipeline.report.scripts import safe_json
 from pipeline.words import method_label
 
 SCORES = ("rewrite", "paraphrase", "neighborhood", "overall")
-BUDGET = 11_000_000  # bytes of records; with figures, tables and libraries a page stays below 15 MB
+BUDGET = 9_500_000  # bytes of records; with figures, tables and libraries a page stays below 15 MB
 Rows = Mapping[str, NDArray[Any]]  # columns of some rows of a table
 _SUBJECT = ("first_subject", "middle_subject", "last_subject")
 _UNEDITED = "unedited"  # the rows of data/table_texts.parquet that say what is there before any edit
@@ -51,14 +53,15 @@ def explorer(
     trace: pd.DataFrame,
     edits: pd.DataFrame,
     scores: pd.DataFrame,
+    localizers: pd.DataFrame,
     texts: pd.DataFrame | None = None,
     budget: int = BUDGET,
 ) -> Explorer:
     """The explorer's data for the facts that were kept, in their order, as many as `budget` bytes hold.
 
-    facts, trace, edits and scores are the tables of those names; texts: columns fact_id, method, layer, prompt,
-    before and after, or None where nothing was generated. A trace table may have a column `localizer`, which then names
-    its maps.
+    facts, trace, edits, scores and localizers are the tables of those names; texts: columns fact_id, method, layer,
+    prompt, before and after, or None where nothing was generated. A trace table may have a column `localizer`, which
+    then names its maps.
     """
     kept = facts[facts["kept"]].to_dict("records")
     methods, problems = (list(dict.fromkeys(edits[name])) for name in ("method", "problem"))
@@ -66,6 +69,7 @@ def explorer(
     keys = [name for name in ("localizer", "module", "window") if name in trace]
     traced, edited = _groups(trace, ["fact_id"], keys), _groups(edits, ["fact_id"], ["method", "problem"])
     scored = _groups(once, ["fact_id"], ["method", "problem"])
+    cheaper, named = _groups(localizers, ["fact_id"], ["localizer"]), list(dict.fromkeys(localizers["localizer"]))
     written = _groups(texts, ["fact_id"], []) if texts is not None else {}
     index, records, used = [], [], 0
     for fact in kept:
@@ -75,7 +79,8 @@ def explorer(
         for which, rows in edited.get(name, {}).items():
             numbers = {"m": methods.index(which[0]), "p": problems.index(which[1])}
             made.append(numbers | _edits(rows, scored.get(name, {}).get(which), [kind for kind, _ in prompts]))
-        record = {"tokens": tokens, "traces": maps, "prompts": prompts, "edits": made, "texts": []}
+        loc = [_line(rows, named.index(which[0])) for which, rows in cheaper.get(name, {}).items()]
+        record = {"tokens": tokens, "traces": maps, "loc": loc, "prompts": prompts, "edits": made, "texts": []}
         for rows in written.get(name, {}).values():
             record["texts"] = _texts(rows)
         packed = pack(record)
@@ -89,6 +94,7 @@ def explorer(
         "methods": [[name, method_label(name)] for name in methods],
         "problems": [[name, words(name)] for name in problems],
         "scores": [[name, words(name)] for name in SCORES if name in scores],
+        "localizers": [words(str(one)) for one in named],
         "relations": list(dict.fromkeys(row["relation"] for row in index)),
         "facts": index,
         "total": len(kept),
@@ -160,6 +166,16 @@ def _maps(traces: Mapping[Any, Rows]) -> tuple[list[Any], list[Any]]:
         clean, noised = _whole(rows["p_clean"][0]), _whole(rows["p_corrupt"][0])
         maps.append({"n": name, "c": clean, "x": noised, "u": unit, "e": np.rint(values / unit).astype(int).tolist()})
     return tokens, maps
+
+
+def _line(rows: Rows, which: int) -> list[Any]:
+    """A localizer's number, its unit, and its values of one fact by layer in whole units, None where it has none."""
+    values = np.full(int(rows["layer"].max()) + 1, np.nan)
+    values[rows["layer"]] = rows["value"]
+    unit = float(f"{np.nanmax(np.abs(values), initial=0) / _LEVELS:.6g}") or 1.0
+    whole = np.rint(np.nan_to_num(values) / unit).astype(int).astype(object)
+    whole[np.isnan(values)] = None
+    return [which, unit, whole.tolist()]
 
 
 def _prompts(fact: Mapping[str, Any]) -> list[list[str]]:

@@ -22,19 +22,24 @@ from pipeline.report.plots import (
     PAPER_SCORES,
     Plot,
     bands,
+    bare,
+    both_widths,
     facts_phrase,
     fitted_line,
+    leftmost,
     legend_below,
+    narrow,
     panels,
     style,
+    width_of,
     words,
 )
 from pipeline.words import method_label
 
 _LAYER = "layer (counted from 0)"
-_EDIT_LAYER = "edited layer (counted from 0)"
+EDIT_LAYER = "edited layer (counted from 0)"
 _SUBJECT_ROLES = ("first_subject", "middle_subject", "last_subject")
-_MEASURES = {
+MEASURES = {
     "fraction": "fraction restored (largest over tokens)",
     "effect": "tracing effect (largest over tokens)",
     "last_subject": "tracing effect at the last subject token",
@@ -42,6 +47,7 @@ _MEASURES = {
 }
 
 
+@both_widths
 def trace_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
     """Tracing effect by layer, one line per kind of token, one panel per module and window.
 
@@ -54,8 +60,9 @@ def trace_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
         for ax, ((module, window), group) in zip(axes, variants, strict=True):
             bands(ax, trust.bands(group), "line", lines, "effect")
             ax.axhline(0, color="0.4", lw=0.8)
-            ax.set(title=f"{module}, {_window(window)}", xlabel=f"restored {_LAYER}")
-        axes[0].set_ylabel("tracing effect (probability)")
+            ax.set(title=f"{module}, {layers_of(window)}", xlabel=f"restored {_LAYER}")
+        for ax in leftmost(axes, 2):
+            ax.set_ylabel("tracing effect (probability)")
         legend_below(figure, axes[0])
     count = int(table["n"].max())
     fewer = table[table["n"] < count].groupby("line", sort=False)["n"].max()
@@ -74,6 +81,7 @@ def trace_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
     )
 
 
+@both_widths
 def trace_heatmap(trace: pd.DataFrame, facts: pd.DataFrame, example_fact: str) -> Plot:
     """One fact's tracing effect, token by layer, for the first module and window of the table.
 
@@ -99,7 +107,7 @@ def trace_heatmap(trace: pd.DataFrame, facts: pd.DataFrame, example_fact: str) -
     limit = max(float(np.nanmax(np.abs(grid.to_numpy()))), 1e-12)
     signed = bool((grid.to_numpy() < -0.1 * limit).any())
     with style():
-        figure = Figure(figsize=(7.6, 1.5 + 0.27 * len(grid)), layout="constrained")
+        figure = Figure(figsize=(width_of(7.6), 1.5 + 0.27 * len(grid)), layout="constrained")
         ax = figure.add_subplot()
         sns.heatmap(
             grid,
@@ -112,7 +120,7 @@ def trace_heatmap(trace: pd.DataFrame, facts: pd.DataFrame, example_fact: str) -
             cbar_kws={"label": "tracing effect\n(probability)"},
         )
         ax.add_patch(Rectangle((0, 0), grid.shape[1], grid.shape[0], fill=False, ec="0.6", lw=0.8, clip_on=False))
-        ticks = _thinned(grid.shape[1], 16)
+        ticks = _thinned(grid.shape[1], 6 if narrow() else 16)
         ax.set_xticks([i + 0.5 for i in ticks], [str(grid.columns[i]) for i in ticks], rotation=0)
         ax.set(xlabel=f"restored {_LAYER}", ylabel="")
         ax.tick_params(axis="y", rotation=0, length=0)
@@ -130,12 +138,13 @@ def trace_heatmap(trace: pd.DataFrame, facts: pd.DataFrame, example_fact: str) -
         caption=(
             f"Tracing effect of every token and layer for one fact, {chosen}:{text}{target} ({how}). No mean "
             "or maximum over facts, tokens or layers; the probabilities under noise are means over the noise "
-            f"samples. {module}, {_window(window)}; tokens marked * belong to the subject. p(true) was "
+            f"samples. {module}, {layers_of(window)}; tokens marked * belong to the subject. p(true) was "
             f"{clean:.3f} clean and {corrupt:.3f} with the subject noised."
         ),
     )
 
 
+@both_widths
 def rewrite_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
     """Rewrite score by edited layer, one line per problem, one panel per method.
 
@@ -148,8 +157,9 @@ def rewrite_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
         problems = list(dict.fromkeys(shown["problem"]))
         for ax, (method, group) in zip(axes, shown.groupby("method", sort=False), strict=True):
             bands(ax, trust.bands(group), "problem", problems, "rewrite")
-            ax.set(title=method_label(str(method)), xlabel=_EDIT_LAYER, ylim=(-0.03, 1.03))
-        axes[0].set_ylabel("rewrite score (0 to 1)")
+            ax.set(title=method_label(str(method)), xlabel=EDIT_LAYER, ylim=(-0.03, 1.03))
+        for ax in leftmost(axes, 2):
+            ax.set_ylabel("rewrite score (0 to 1)")
         legend_below(figure, axes[0])
     counts = table.groupby(["method", "problem"], sort=False)["n"].max().groupby("problem", sort=False).max()
     per_problem = ", ".join(f"{words(str(problem))} {n}" for problem, n in counts.items())
@@ -166,6 +176,7 @@ def rewrite_by_layer(table: pd.DataFrame, confidence: float) -> Plot:
     )
 
 
+@both_widths
 def score_against_trace(
     scores: pd.DataFrame,
     score: str,
@@ -190,9 +201,12 @@ def score_against_trace(
     layers = sorted(int(layer) for layer in rows["layer"].unique())
     color, line_color = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[3]
     with style():
-        columns = min(6, max(len(layers), 1))
+        columns = min(3 if narrow() else 6, max(len(layers), 1))
         count = max(math.ceil(len(layers) / columns), 1)
-        figure = Figure(figsize=(max(1.45 * columns, 4.0), max(1.35 * count, 1.5) + 0.5), layout="constrained")
+        figure = Figure(
+            figsize=(max((1.35 if narrow() else 1.45) * columns, 4.0), max(1.35 * count, 1.5) + 0.5),
+            layout="constrained",
+        )
         axes = figure.subplots(count, columns, sharex=True, sharey=True, squeeze=False)
         span = _span(rows[measure].to_numpy(float))
         for ax, layer in zip(axes.flat, layers, strict=False):
@@ -214,7 +228,8 @@ def score_against_trace(
         for ax in list(axes.flat)[len(layers) :]:
             ax.set_visible(False)
         _label_last_rows(list(axes.flat)[: len(layers)], columns)
-        figure.supxlabel(f"{_MEASURES.get(measure, words(measure))}; panels: {_EDIT_LAYER}", fontsize=10)
+        between = ";\n" if narrow() else "; "
+        figure.supxlabel(f"{MEASURES.get(measure, words(measure))}{between}panels: {EDIT_LAYER}", fontsize=10)
         figure.supylabel(f"{words(score)} score", fontsize=10)
     facts = facts_phrase(int(rows["fact_id"].nunique()))
     return Plot(
@@ -224,13 +239,14 @@ def score_against_trace(
         data=rows[["fact_id", "layer", score, measure]],
         caption=(
             f"{words(problem).capitalize()}, {method_label(method)}: {words(score)} score against the "
-            f"{_MEASURES.get(measure, words(measure))}, {module}, {_window(window)}. A panel is a layer, "
+            f"{MEASURES.get(measure, words(measure))}, {module}, {layers_of(window)}. A panel is a layer, "
             f"counted from 0; a point is one fact ({facts}), no means over facts. Lines are least-squares "
             "fits within the layer, R² their fit; none is drawn where the trace does not vary."
         ),
     )
 
 
+@both_widths
 def r2_bars(regressions: pd.DataFrame, paper: pd.DataFrame) -> Plot:
     """Stacked bars of R² by problem, one panel per score: the layer's, and what the trace adds.
 
@@ -271,14 +287,13 @@ def r2_bars(regressions: pd.DataFrame, paper: pd.DataFrame) -> Plot:
                 zorder=5,
                 label="edited layer, paper (GPT-J)",
             )
-            ax.set(xlim=(-0.02, 1.62), title=f"{words(score)} score", yticks=place)
+            ax.set(xlim=(-0.02, 1.95 if narrow() else 1.62), title=f"{words(score)} score", yticks=place)
             ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
             ax.set_yticklabels([words(problem) for problem in problems])
             ax.invert_yaxis()
             ax.grid(axis="y", visible=False)
             ax.set_xlabel("R²")
-        for ax in axes[1::2]:
-            ax.set_yticklabels([])
+        bare(axes, 2)
         legend_below(figure, axes[0])
     counts, measure = rows["n_facts"], str(first["trace_measure"])
     spread = (
@@ -290,8 +305,8 @@ def r2_bars(regressions: pd.DataFrame, paper: pd.DataFrame) -> Plot:
         figure=figure,
         data=rows,
         caption=(
-            f"R² of score ~ layer, and what the {_MEASURES.get(measure, words(measure))} "
-            f"({first['trace_module']}, {_window(first['trace_window'])}) adds with a line of its own in "
+            f"R² of score ~ layer, and what the {MEASURES.get(measure, words(measure))} "
+            f"({first['trace_module']}, {layers_of(first['trace_window'])}) adds with a line of its own in "
             f"each layer; rows are facts × layers, {spread}, none averaged. The number beside a bar is the "
             "addition; in brackets what a trace dealt to facts at random would add. Diamonds: the paper's R² "
             "of the layer on GPT-J, where it is known."
@@ -324,5 +339,6 @@ def _token(token: str) -> str:
     return spelled.strip() or spelled.replace(" ", "␣") or "(empty)"
 
 
-def _window(window: object) -> str:
+def layers_of(window: object) -> str:
+    """A window of layers in words."""
     return f"window of {window} layer" + ("" if window == 1 else "s")

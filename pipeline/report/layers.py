@@ -8,7 +8,7 @@ import seaborn as sns
 
 from pipeline.analysis.layers import WITHIN
 from pipeline.analysis.trust import MIN_FACTS_OF_MEANS, MIN_FACTS_SHOWN, bands
-from pipeline.report.plots import Plot, facts_phrase, legend_below, listed, panels, style, words
+from pipeline.report.plots import Plot, bare, both_widths, facts_phrase, legend_below, listed, panels, style, words
 from pipeline.report.section import Table, chance, number, spread
 from pipeline.words import method_label
 
@@ -182,6 +182,7 @@ def _points(share: float) -> str:
     return f"{round(share * 100, 1) + 0:.1f}"
 
 
+@both_widths
 def layers_plot(table: pd.DataFrame, confidence: float) -> Plot | None:
     """Mean score by problem at the layers of each choice, one panel per method; None where nothing can be chosen.
 
@@ -216,8 +217,7 @@ def layers_plot(table: pd.DataFrame, confidence: float) -> Plot | None:
             )  # fmt: skip
             ax.set_yticklabels([words(str(problem)) for problem in problems])
             ax.grid(axis="y", visible=False)
-        for ax in axes[1::2]:
-            ax.set_yticklabels([])
+        bare(axes, 2)
         legend_below(figure, axes[0])
     low, high = int(rows["n_facts"].min()), int(rows["n_facts"].max())
     over = facts_phrase(high) if low == high else f"{low} to {high} facts"

@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 
 from pipeline.analysis.trust import MIN_FACTS_OF_MEANS, MIN_FACTS_SHOWN
-from pipeline.report.plots import Plot, facts_phrase, legend_below, panels, style, words
+from pipeline.report.plots import Plot, both_widths, facts_phrase, legend_below, panels, style, words
 from pipeline.report.section import Section, Table, number, with_interval
 from pipeline.words import method_label
 
@@ -117,6 +117,7 @@ def _where(choices: pd.DataFrame) -> Table:
     )
 
 
+@both_widths
 def agreement_plot(agreement: pd.DataFrame, confidence: float) -> Plot:
     """Mean rank correlation of each localizer with exact tracing, its own and another fact's."""
     rows = _first(agreement).reset_index(drop=True)
@@ -145,6 +146,7 @@ def agreement_plot(agreement: pd.DataFrame, confidence: float) -> Plot:
         name="localizers",
         title="Cheaper localizers against exact tracing",
         figure=figure,
+        data=rows,
         caption=(
             f"Spearman's correlation over layers with {words(rows['trace'].iloc[0])}, mean over "
             f"{facts_phrase(int(rows['n_facts'].max()))}; {bars}. Hollow: with the traces of other facts of the same "

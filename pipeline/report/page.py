@@ -26,24 +26,28 @@ _NUMBER = re.compile(r"[<+−-]?[\d.,]+(e[+-]?\d+)?%?( \(.*\))?|–|[\d.−-]+ t
 
 
 class Picture(NamedTuple):
-    """A saved figure: title and caption as plain text, its two files, and the table it was drawn from as CSV."""
+    """A saved figure: title and caption as plain text, its two files, and the table it was drawn from as CSV.
+
+    narrow: its file for a narrow page, None where it has the one form only.
+    """
 
     title: str
     caption: str
     svg: Path
     png: Path
     data: str = ""
+    narrow: Path | None = None
 
 
 def picture(plot: Plot, folder: Path, dpi: int) -> Picture:
     """Save a figure in `folder`."""
-    return Picture(plot.title, plot.caption, *plot.save(folder, dpi), _csv(plot.data))
+    return Picture(plot.title, plot.caption, *plot.save(folder, dpi), _csv(plot.data), plot.save_narrow(folder))
 
 
 def save(plots: Iterable[Plot], folder: Path, dpi: int) -> list[Picture]:
     """Save what was drawn in `folder`, and take away what earlier runs drew there and this one did not."""
     pictures = [picture(plot, folder, dpi) for plot in plots]
-    kept = {path for one in pictures for path in (one.svg, one.png)}
+    kept = {path for one in pictures for path in (one.svg, one.png, one.narrow)}
     for path in [*folder.glob("*.svg"), *folder.glob("*.png")]:
         if path not in kept:
             path.unlink()
@@ -72,7 +76,10 @@ def render(document: Document, pictures: Sequence[Picture], explorer: Explorer, 
         scripts=code,
         licences=licences(),
         explorer=explorer,
-        pictures={one.svg.stem: one._asdict() | {"uri": _data_uri(one), "name": one.svg.stem} for one in pictures},
+        pictures={
+            one.svg.stem: one._asdict() | {"uri": _data_uri(one), "narrow": _narrow_uri(one), "name": one.svg.stem}
+            for one in pictures
+        },
         data=data,
         files=[(anchor, name, _uri("text/csv;charset=utf-8", text.encode())) for anchor, name, text in data["files"]],
     )
@@ -120,6 +127,12 @@ def _broken(name: str) -> Markup:
 
 def _uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _narrow_uri(picture: Picture) -> str:
+    """The form for a narrow page, "" where there is none or it is too heavy."""
+    path = picture.narrow
+    return "" if path is None or path.stat().st_size > _SVG_LIMIT else _uri("image/svg+xml", path.read_bytes())
 
 
 def _data_uri(picture: Picture) -> str:

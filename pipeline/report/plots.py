@@ -1,17 +1,20 @@
 """How figures look and are saved: the house style, panels, lines with bands, fitted lines.
 
 Colors are seaborn's "colorblind" palette; lines differ in dash and marker too. The same tables give the same
-bytes: no dates, and ids hashed with a fixed salt.
+bytes: no dates, and ids hashed with a fixed salt. A figure is drawn twice, for a wide page and for a narrow one
+(`both_widths`), where its panels stand below each other: at 400 pixels its letters are as large as the page's.
 """
 
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -37,6 +40,11 @@ _RC = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
+_SHORT = 18  # letters of a legend's entry, of which two fit beside each other on a narrow page
+NARROW = 4.0  # inches: the width of a figure for a narrow page
+_IS_NARROW: ContextVar[bool] = ContextVar("narrow", default=False)
+_Taken = ParamSpec("_Taken")
+_Drawn = TypeVar("_Drawn", bound="Plot | None")
 _MARKERS = "osD^vPX"
 _DASHES: tuple[tuple[float, ...], ...] = (
     (), (4, 1.5), (1, 1), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1), (6, 2), (2, 2),
@@ -55,7 +63,8 @@ def style() -> Iterator[None]:
 class Plot:
     """A drawn figure: `name` is its file name without ending, `title` and `caption` are plain text.
 
-    data: the table that it was drawn from, None where its section's tables say where that is.
+    data: the table that it was drawn from, None where its section's tables say where that is. narrow: the same for a
+    narrow page, None where there is only the one.
     """
 
     name: str
@@ -63,17 +72,76 @@ class Plot:
     caption: str
     figure: Figure
     data: pd.DataFrame | None = None
+    narrow: Figure | None = None
 
     def save(self, folder: Path, dpi: int) -> tuple[Path, Path]:
         """Write `name`.svg and `name`.png into `folder`, made if missing; return both paths."""
         svg, png = folder / f"{self.name}.svg", folder / f"{self.name}.png"
-        vectors, pixels = io.BytesIO(), io.BytesIO()
+        _vectors(self.figure, svg)
+        pixels = io.BytesIO()
         with style():
-            self.figure.savefig(vectors, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
             self.figure.savefig(pixels, format="png", bbox_inches="tight", dpi=dpi, metadata={"Software": None})
-        write_bytes(svg, vectors.getvalue())
         write_bytes(png, pixels.getvalue())
         return svg, png
+
+    def save_narrow(self, folder: Path) -> Path | None:
+        """Write `name`-narrow.svg into `folder`; its path, or None where the figure has no such form."""
+        if self.narrow is None:
+            return None
+        path = folder / f"{self.name}-narrow.svg"
+        _vectors(self.narrow, path)
+        return path
+
+
+def _vectors(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    with style():
+        figure.savefig(content, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    write_bytes(path, content.getvalue())
+
+
+def both_widths(draw: Callable[_Taken, _Drawn]) -> Callable[_Taken, _Drawn]:
+    """`draw`, whose Plot then has the figure for a narrow page too, drawn by the same function.
+
+    `panels`, `legend_below`, `width_of`, `leftmost` and `narrow` answer for the page that is being drawn for.
+    """
+
+    @wraps(draw)
+    def drawn(*args: _Taken.args, **named: _Taken.kwargs) -> _Drawn:
+        wide = draw(*args, **named)
+        if wide is None:
+            return wide
+        token = _IS_NARROW.set(True)
+        try:
+            again = draw(*args, **named)
+        finally:
+            _IS_NARROW.reset(token)
+        return cast(_Drawn, replace(cast(Plot, wide), narrow=None if again is None else again.figure))
+
+    return drawn
+
+
+def narrow() -> bool:
+    """Whether a figure is being drawn for a narrow page."""
+    return _IS_NARROW.get()
+
+
+def width_of(inches: float) -> float:
+    """The width of a figure of one panel that takes so many inches of a wide page."""
+    return NARROW if narrow() else inches
+
+
+def leftmost(axes: Sequence[Axes], columns: int) -> Sequence[Axes]:
+    """Those of the panels that stand first in their row, so that an axis that a row shares is labelled there."""
+    return axes if narrow() else axes[::columns]
+
+
+def bare(axes: Sequence[Axes], columns: int) -> None:
+    """Take the labels of the vertical axis off the panels that are not first in their row."""
+    first = set(leftmost(axes, columns))
+    for ax in axes:
+        if ax not in first:
+            ax.set_yticklabels([])
 
 
 def words(name: str) -> str:
@@ -120,7 +188,12 @@ def line_of(place: int, of: int) -> dict[str, Any]:
 
 
 def panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels of `width` by `height` inches each, in rows of at most `columns`."""
+    """A figure with `count` panels of `width` by `height` inches each, in rows of at most `columns`.
+
+    For a narrow page, one below the other.
+    """
+    if narrow():
+        columns, width = 1, NARROW
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(width * columns, height * rows + 0.4), layout="constrained")
@@ -133,7 +206,9 @@ def panels(count: int, columns: int, width: float, height: float) -> tuple[Figur
 def legend_below(figure: Figure, ax: Axes) -> None:
     """One legend for the whole figure, under it, with the lines of one of its panels."""
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, handlelength=3)
+    long = max(map(len, labels), default=0) > _SHORT
+    columns = 3 if not narrow() else 1 if long else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3)
 
 
 def fitted_line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float, float] | None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from pipeline.analysis.scaling import (
     MIXTURE_COLUMNS,
@@ -22,7 +21,7 @@ from pipeline.analysis.scaling import (
     UNEDITED,
 )
 from pipeline.analysis.trust import MIN_FACTS_OF_MEANS
-from pipeline.report.plots import Plot, facts_phrase, legend_below, line_of, listed, panels, style
+from pipeline.report.plots import Plot, both_widths, facts_phrase, legend_below, line_of, listed, narrow, panels, style
 from pipeline.report.section import Section, Table, number, with_interval
 from pipeline.report.sources import read_made
 from pipeline.words import method_label
@@ -199,6 +198,7 @@ def _blocks(count: int) -> str:
     return f"{count} block" if count == 1 else f"{count} blocks"
 
 
+@both_widths
 def scaling_plot(table: pd.DataFrame, confidence: float) -> Plot:
     """S, ES, PS, NS and GE against the number of edits, a line a method; the unedited model is dotted."""
     there = table[table["n_facts"] > 0]
@@ -246,17 +246,17 @@ def _line(ax: Axes, own: pd.DataFrame, name: str, method: str, place: int, of: i
     return len(enough) > 1
 
 
+@both_widths
 def places_plot(places: pd.DataFrame) -> Plot:
     """Heatmaps of S, ES, PS and NS: windows by layers; windows that cannot act are left blank."""
     shown = places.assign(**{name: places[name].where(places["acts"].astype(bool)) for name in _MEASURES})
     with style():
         rows = places["window"].nunique()
-        figure = Figure(figsize=(9.2, 2 * (1.1 + 0.34 * rows)), layout="constrained")
-        axes = figure.subplots(2, 2, squeeze=False)
-        for ax, name in zip(axes.flat, _MEASURES, strict=True):
+        figure, axes = panels(len(_MEASURES), columns=2, width=4.6, height=1.1 + 0.34 * rows)
+        for ax, name in zip(axes, _MEASURES, strict=True):
             grid = shown.pivot(index="window", columns="layer", values=name).sort_index().sort_index(axis=1)
             sns.heatmap(
-                grid, ax=ax, vmin=0, vmax=1, cmap="rocket_r", annot=grid.shape[1] <= 12, fmt=".2f",
+                grid, ax=ax, vmin=0, vmax=1, cmap="rocket_r", annot=grid.shape[1] <= (6 if narrow() else 12), fmt=".2f",
                 annot_kws={"size": 8}, cbar=False, rasterized=True,
             )  # fmt: skip
             ax.set(title=_NAMES[name], xlabel="layer in the window's middle (counted from 0)", ylabel="blocks")

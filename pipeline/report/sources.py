@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.analysis.agreement import AGREEMENT_COLUMNS
+from pipeline.analysis.agreement import AGREEMENT_COLUMNS, LOCALIZERS
+from pipeline.analysis.fractional import FRACTIONAL_COLUMNS
 from pipeline.analysis.layers import LAYER_COLUMNS
 from pipeline.analysis.regression import REGRESSION_COLUMNS
 from pipeline.errors import UserError
@@ -36,8 +37,10 @@ class Sources:
     scores: pd.DataFrame
     edits: pd.DataFrame
     regressions: pd.DataFrame
+    fractional: pd.DataFrame
     choices: pd.DataFrame
     agreement: pd.DataFrame
+    localizers: pd.DataFrame
     paper: pd.DataFrame
     left_out: pd.DataFrame
     model: dict[str, Any]
@@ -49,12 +52,14 @@ def read_all(reports: Path, data: Path, methods: Sequence[str], problems: Sequen
     """The files of the folders reports/ and data/; edits of these methods and problems. Raises UserError."""
     return Sources(
         regressions=read_regressions(reports / "regressions.csv"),
+        fractional=read_made(reports / "fractional.csv", FRACTIONAL_COLUMNS, dtype={"note": str}).fillna({"note": ""}),
         choices=read_layers(reports / "layers.csv"),
         agreement=read_localizers(reports / "localizers.csv"),
         paper=read_paper(data / "paper" / "hase2023_r2.csv"),
         left_out=read_left_out(data / "left_out.csv"),
         facts=read(data / "facts.parquet", FACTS),
         trace=read(data / "trace.parquet", TRACE),
+        localizers=read(data / "localizers.parquet", LOCALIZERS),
         scores=read(data / "scores.parquet", SCORES),
         edits=read_edits(data / "edits", methods, problems),
         model=read_record(data / "model.json", name=str, fingerprint=str),

@@ -63,6 +63,16 @@
     ].map((one) => one.outerHTML.slice(0, 90));
   },
 
+  // Of each figure: the height of a letter of 10 points in pixels, which of its forms is shown, and its filter.
+  figures() {
+    return [...document.querySelectorAll("figure img")].map((one) => ({
+      letters: 10 * (4 / 3) * one.clientWidth / one.naturalWidth,
+      narrow: one.currentSrc !== one.src,
+      right: one.getBoundingClientRect().right,
+      filter: getComputedStyle(one).filter,
+    }));
+  },
+
   // Numbers all that the keyboard has to reach, and says how many they are.
   reachable() {
     const wanted = document.querySelectorAll("a[href], button, input, select, summary, [tabindex]");

@@ -12,6 +12,7 @@ import pytest
 from pipeline.analysis.agreement import AGREEMENT_COLUMNS
 from pipeline.analysis.collapse import collapse_table, r2_without_collapsed, with_harm
 from pipeline.analysis.comparison import comparison_table
+from pipeline.analysis.fractional import fractional_table
 from pipeline.analysis.layers import layer_table, traces
 from pipeline.analysis.profiles import Resampling
 from pipeline.analysis.regression import Design, regression_table
@@ -79,9 +80,20 @@ def sections(run: Run, scores: pd.DataFrame) -> dict[str, dict[str, Any]]:
     }
 
 
+def cheaper(run: Run) -> pd.DataFrame:
+    """localizers.parquet of a run: one that knows the trace, and one that only sees how deep a layer is."""
+    largest = run.trace.groupby(["fact_id", "layer"], as_index=False)["effect"].max()
+    values = {"attribution_patching_w5": largest["effect"] / 2, "gradient_norm": 3.0 - largest["layer"]}
+    tables = [
+        largest[["fact_id", "layer"]].assign(localizer=name, value=value.astype(float))
+        for name, value in values.items()
+    ]
+    return pd.concat(tables, ignore_index=True)[["fact_id", "localizer", "layer", "value"]]
+
+
 def explored(run: Run, scores: pd.DataFrame) -> Explorer:
     """The fact explorer's data of a run."""
-    return explorer(run.facts, run.trace, run.edits, scores)
+    return explorer(run.facts, run.trace, run.edits, scores, cheaper(run))
 
 
 def draw(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame, paper: pd.DataFrame) -> list[Plot]:
@@ -102,8 +114,10 @@ def sources_of(run: Run, scores: pd.DataFrame, regressions: pd.DataFrame) -> sou
         scores=scores,
         edits=run.edits,
         regressions=regressions,
+        fractional=fractional_table(scores, ["rewrite"], ["fraction"], DESIGN),
         choices=where(scores),
         agreement=pd.DataFrame(columns=list(AGREEMENT_COLUMNS)),
+        localizers=cheaper(run),
         paper=sources.read_paper(PAPER),
         left_out=LEFT_OUT,
         model={"name": "packaged:Model", "layers": 30, "fingerprint": "f"},
@@ -159,7 +173,7 @@ def made(paper: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Made:
 class Page(HTMLParser):
     """Tags with their attributes, the nesting's errors, and the visible text; `scripts` in their order."""
 
-    VOID = frozenset({"meta", "img", "br", "link", "input", "hr", "wbr"})
+    VOID = frozenset({"source", "meta", "img", "br", "link", "input", "hr", "wbr"})
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ Playwright's library drives the browser that Debian packages; `make test-page` i
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import shutil
@@ -12,9 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from tests.report.made import NASTY, Made
+from pipeline.report import figures
+from pipeline.report import page as report
+from tests.analysis.synthetic import make_run
+from tests.report.made import NASTY, Made, explored, scored
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; `make setup` does that")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -114,22 +120,66 @@ def test_nothing_overlaps(opened: Callable[..., Any], width: int, scheme: str) -
     assert check(page, "overlaps") == []
 
 
+@SIZES
+def test_figures_can_be_read_at_this_width_and_have_the_pages_ground(
+    opened: Callable[..., Any], width: int, scheme: str
+) -> None:
+    page = opened(width=width, scheme=scheme)
+    shown = check(page, "figures")
+    assert len(shown) == 5
+    assert all(one["narrow"] == (width == 400) for one in shown)
+    # Letters are of 10 points, axes' small ones of 8: nothing below 8 pixels.
+    assert min(one["letters"] for one in shown) >= 10
+    assert all(one["right"] <= width for one in shown)
+    image = page.locator("#tracing figure img").first
+    image.scroll_into_view_if_needed()
+    pixels = np.asarray(Image.open(io.BytesIO(image.screenshot())).convert("L"), dtype=float)
+    ground, ink = pixels[3, 3], pixels.min() if scheme == "light" else pixels.max()
+    assert ground > 250 if scheme == "light" else ground < 40
+    assert abs(ground - ink) > 150
+
+
+def test_dark_figures_are_printed_on_white(opened: Callable[..., Any]) -> None:
+    page = opened(scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert {one["filter"] for one in check(page, "figures")} == {"none"}
+
+
 def test_it_paints_before_the_explorer_is_built(opened: Callable[..., Any]) -> None:
     page = opened()
     first = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     assert first < 2000
 
 
+def test_a_page_of_a_hundred_facts_is_light_and_paints_soon(chromium: Any, made: Made, tmp_path: Path) -> None:
+    run = make_run(100, 30)
+    scores = scored(run)
+    # Of the figures only this one grows with the facts; tables of a row a fact are small beside the explorer's records.
+    grown = report.picture(figures.score_against_trace(scores, "rewrite", "fraction"), tmp_path, 60)
+    pictures = [grown, *(one for one in made.pictures if one.svg.stem != grown.svg.stem)]
+    path = tmp_path / "report.html"
+    path.write_text(report.render(made.document, pictures, explored(run, scores), tmp_path), encoding="utf-8")
+    assert path.stat().st_size < 10_000_000  # 15 with the figures and tables of stages beside the main path
+    page = chromium.new_page()
+    page.goto(path.as_uri())
+    page.wait_for_selector(READY)
+    assert page.locator("#explorer [data-part=count]").text_content() == "100 of 100 facts"
+    assert page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") < 2000
+    page.close()
+
+
 def test_picking_a_fact_changes_the_plots_and_the_address(opened: Callable[..., Any]) -> None:
     page = opened()
     before = plots(page)
-    assert len(before) == 2
+    assert len(before) == 3
     assert "Map of tracing effects, mlp, window of 5 layers" in before[0]
     pick(page, "fact", "5")
     after = plots(page)
-    assert len(after) == 2
+    assert len(after) == 3
     assert after[0] != before[0]
     assert after[1] != before[1]
+    assert after[2] != before[2]
+    assert "Cheaper localizers by layer: attribution patching w5 is largest at layer" in after[1]
     assert "fact=capital.005" in page.evaluate("location.hash")
     assert (
         page.locator("#explorer [data-part=title]").text_content() == f"The capital of {NASTY}5 is the city of → Paris"
@@ -149,7 +199,7 @@ def test_problem_score_and_layer_change_what_they_should(opened: Callable[..., A
     cells = page.locator("#explorer [data-part=prompts] tbody tr").first.locator("td").all_text_contents()
     assert cells[1:3] == [f"{rows['p_pre'].iloc[0]:.3f}", f"{rows['p_post'].iloc[0]:.3f}"]
     of = made.scores.query("fact_id == 'capital.002' and problem == 'fact_erasure'").sort_values("layer")
-    told = page.locator(READY).nth(1).get_attribute("aria-label")
+    told = page.locator(READY).nth(2).get_attribute("aria-label")
     assert told == (
         f"Edit success of ROME by layer: the best overall score for fact erasure is {of['overall'].max():.3f}, "
         f"at layer {of['layer'].iloc[int(of['overall'].round(3).argmax())]}"
@@ -246,7 +296,7 @@ def test_light_and_dark_differ_and_can_be_read(opened: Callable[..., Any]) -> No
     for found in (light, dark):
         assert found["words"] >= 4.5  # WCAG 2.2, 1.4.3
         assert min(found["lines"]) >= 3  # WCAG 2.2, 1.4.11
-        assert len(found["lines"]) == 5
+        assert len(found["lines"]) == 5 + 2
 
 
 def test_without_scripts_the_rest_works_and_says_so(opened: Callable[..., Any]) -> None:

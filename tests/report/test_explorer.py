@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from pipeline.report import extras
-from pipeline.report.explorer import explorer, unpack
+from pipeline.report.explorer import BUDGET, explorer, unpack
 from pipeline.report.extras import TEXTS
 from pipeline.tables import write, write_json
 from tests.analysis.synthetic import PROBLEMS, Run, make_run
-from tests.report.made import NASTY, Made, explored, scored
+from tests.report.made import NASTY, Made, cheaper, explored, scored
 
 
 def test_a_record_says_what_the_tables_say(made: Made) -> None:
@@ -52,6 +52,24 @@ def test_a_record_says_what_the_tables_say(made: Made) -> None:
     assert record["prompts"][0][1] == f"The capital of {NASTY}4 is the city of"
 
 
+def test_localizers_stand_by_layer_in_units_of_their_own(made: Made) -> None:
+    packed = explored(made.run, made.scores)
+    index, record = json.loads(packed.index), unpack(json.loads(packed.records)[4])
+    assert index["localizers"] == ["attribution patching w5", "gradient norm"]
+    table = cheaper(made.run).query("fact_id == 'capital.004'")
+    assert [which for which, _, _ in record["loc"]] == [0, 1]
+    for name, (_, unit, values) in zip(("attribution_patching_w5", "gradient_norm"), record["loc"], strict=True):
+        own = table[table["localizer"] == name].sort_values("layer")["value"].to_numpy()
+        assert np.array(values) * unit == pytest.approx(own, abs=unit)
+        assert np.abs(values).max() == 1000
+    some = cheaper(made.run).query("layer != 3 and fact_id != 'capital.000'")
+    bare = explorer(made.run.facts, made.run.trace, made.run.edits, made.scores, some)
+    first, second = (unpack(one) for one in json.loads(bare.records)[:2])
+    assert first["loc"] == []
+    assert second["loc"][0][2][3] is None
+    assert None not in second["loc"][0][2][:3]
+
+
 def test_a_failed_and_a_collapsed_edit_are_told(made: Made) -> None:
     run = make_run(2, 6)
     run.edits.loc[(run.edits["layer"] == 4) & (run.edits["problem"] == "fact_erasure"), "text_loss_post"] = 9.0
@@ -86,7 +104,7 @@ def test_generated_text_goes_with_its_fact() -> None:
             "before": "in <b>", "after": ["in <b>", "in Rome", "é"],
         }
     )  # fmt: skip
-    packed = explorer(run.facts, run.trace, run.edits, scored(run), texts)
+    packed = explorer(run.facts, run.trace, run.edits, scored(run), cheaper(run), texts)
     first, second = (unpack(record) for record in json.loads(packed.records))
     assert first["texts"] == []
     assert second["texts"] == [["ROME", 2, "Fran1 is", "in <b>", "in Rome"], ["KN", -1, "Fran1 is", "in <b>", "é"]]
@@ -109,7 +127,7 @@ def test_text_of_another_run_is_not_shown(tmp_path: Path) -> None:
 def test_what_is_too_much_is_left_out_and_counted(made: Made) -> None:
     whole = explored(made.run, made.scores)
     room = sum(len(record) for record in json.loads(whole.records)[:5])
-    some = explorer(made.run.facts, made.run.trace, made.run.edits, made.scores, budget=room)
+    some = explorer(made.run.facts, made.run.trace, made.run.edits, made.scores, cheaper(made.run), budget=room)
     assert (some.shown, some.total) == (5, 12)
     assert json.loads(some.records) == json.loads(whole.records)[:5]
     assert len(json.loads(some.index)["facts"]) == 5
@@ -119,7 +137,7 @@ def test_what_is_too_much_is_left_out_and_counted(made: Made) -> None:
 def test_a_thousand_facts_fit(made: Made) -> None:
     records = json.loads(explored(made.run, made.scores).records)
     # Made-up numbers are noise in every digit, so that real ones pack better.
-    assert sum(len(record) for record in records) / len(records) < 11_000
+    assert sum(len(record) for record in records) / len(records) < BUDGET / 1000
     assert zlib.decompress(b64decode(records[0])).startswith(b"{")
 
 

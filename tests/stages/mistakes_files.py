@@ -184,6 +184,8 @@ for stage, name, spoil, *words in (
     ("report", "regressions empty", put("reports/regressions.csv", b""), "reports/regressions.csv: is not a CSV"),
     ("report", "regressions without a column", put("reports/regressions.csv", "method,problem\n"),
      "has no column score"),
+    ("report", "no check of the linear model", gone("reports/fractional.csv"), "reports/fractional.csv: no such file"),
+    ("report", "no localizers to explore", gone("data/localizers.parquet"), "data/localizers.parquet does not exist"),
     ("report", "no layers", gone("reports/layers.csv"), "reports/layers.csv: no such file", "dvc repro"),
     ("report", "no agreement of localizers", gone("reports/localizers.csv"), "reports/localizers.csv: no such file"),
     ("report", "no list of records left out", gone("data/left_out.csv"), "data/left_out.csv: no such file",

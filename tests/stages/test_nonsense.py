@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from pipeline.analysis.agreement import AGREEMENT_COLUMNS, LOCALIZERS
+from pipeline.analysis.fractional import FRACTIONAL_COLUMNS
 from pipeline.analysis.layers import LAYER_COLUMNS
 from pipeline.analysis.regression import REGRESSION_COLUMNS
 from pipeline.compute import inputs
@@ -77,6 +78,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(one_row(SCORES, fact_id=fact_id), Path("data/scores.parquet"))
         Path("reports").mkdir()
         Path("reports/regressions.csv").write_text(",".join(REGRESSION_COLUMNS) + "\n")
+        Path("reports/fractional.csv").write_text(",".join(FRACTIONAL_COLUMNS) + "\n")
         Path("reports/layers.csv").write_text(",".join(LAYER_COLUMNS) + "\n")
         write(one_row(LOCALIZERS, fact_id=fact_id), Path("data/localizers.parquet"))
         Path("reports/localizers.csv").write_text(",".join(AGREEMENT_COLUMNS) + "\n")

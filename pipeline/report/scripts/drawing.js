@@ -89,6 +89,40 @@
   const rampLegend = (map, view) =>
     Plot.legend({color: ramp(map), width: Math.min(view.width - 20, 260), marginLeft: 12, marginRight: 16, style: {fontSize: "12px"}});
 
+  // Cheaper localizers by layer, each as a share of its own largest value: their units differ.
+  const localizerKey = (view) => ({
+    color: {domain: view.localizers, range: colors().lines},
+    symbol: {domain: view.localizers, range: SYMBOLS},
+  });
+
+  const localizerLegend = (view) =>
+    Plot.legend({...localizerKey(view), stroke: "color", fill: "color", style: {fontSize: "12px"}});
+
+  function localizers(record, view) {
+    const data = record.loc.flatMap(([which, unit, values]) => values.flatMap((whole, layer) => whole === null ? [] : [{
+      layer, localizer: view.localizers[which], share: whole / 1000, value: whole * unit,
+    }]));
+    const told = record.loc.map(([which, , values]) => `${view.localizers[which]} is largest at layer ${d3.maxIndex(values)}`);
+    const low = Math.min(0, ...data.map((d) => d.share));
+    const plot = Plot.plot(base(view, 180, `Cheaper localizers by layer: ${told.join("; ")}`, {
+      marginTop: 10, marginBottom: 38,
+      x: layersAxis(view, "layer (counted from 0)"),
+      y: {domain: [low, 1], label: null, ticks: 5, grid: true},
+      ...localizerKey(view),
+      marks: [
+        Plot.ruleX([view.layer], {stroke: "currentColor", strokeDasharray: "3,3"}),
+        Plot.ruleY([0], {stroke: "currentColor", strokeOpacity: 0.5}),
+        Plot.line(data, {x: "layer", y: "share", stroke: "localizer", z: "localizer", strokeWidth: 1.6}),
+        Plot.dot(data, {x: "layer", y: "share", stroke: "localizer", fill: "localizer", symbol: "localizer", r: 2.5}),
+        Plot.tip(data, Plot.pointer({
+          x: "layer", y: "share", fill: "var(--back)",
+          title: (d) => `${d.localizer}, layer ${d.layer}: ${d.value.toPrecision(3)}, ${d.share.toFixed(2)} of its largest`,
+        })),
+      ],
+    }));
+    return picked(plot, view);
+  }
+
   // Rows {layer, problem, value, collapsed} of one method and score, for Plot.
   const rows = (record, method, view) => record.edits.filter((edit) => edit.m === method).flatMap((edit) =>
     edit.l.map((layer, i) => ({
@@ -149,5 +183,5 @@
     return plot;
   }
 
-  globalThis.drawing = {heatmap, success, rampLegend, problemLegend, effects, spelled, scheme};
+  globalThis.drawing = {heatmap, localizers, localizerLegend, success, rampLegend, problemLegend, effects, spelled, scheme};
 })();

@@ -62,6 +62,7 @@
     layers: index.layers,
     methods: index.methods,
     problems: index.problems,
+    localizers: index.localizers,
     scoreName: index.scores.find(([name]) => name === state.score)[1],
     width: Math.max(280, Math.min(part("view").clientWidth, 900)),
     pick: (layer) => set({layer}),
@@ -101,6 +102,12 @@
         drawing.effects(map).map((row, token) => [drawing.spelled(record.tokens[token][0]), ...row.map((value) => value.toFixed(4))])));
     }
     if (!record.traces.length) out.push(element("p", "This fact was not traced."));
+    if (record.loc.length) {
+      out.push(element("h4", "What cheaper localizers say (share of each one's largest value)"));
+      out.push(drawing.localizerLegend(now), drawing.localizers(record, now));
+      out.push(numbers("Localizers", ["localizer", ...layers.map(String)], () => record.loc.map(([which, unit, values]) =>
+        [now.localizers[which], ...layers.map((layer) => (values[layer] == null ? "–" : (values[layer] * unit).toPrecision(3)))])));
+    }
     out.push(element("h4", `Where it can be edited: ${now.scoreName} score (0 to 1)`), drawing.problemLegend(now));
     for (const [method, [, label]] of index.methods.entries()) {
       const own = record.edits.filter((edit) => edit.m === method);
