@@ -33,7 +33,7 @@ _FIRST = ["trace_module", "trace_window", "trace_measure"]
 _MEANS = {
     HOLDS: "holds: of one sign, shown in both",
     AGREES: "of one sign and compatible, but not shown in both",
-    SIGN: "of one sign, without both intervals",
+    SIGN: "of one sign, with an interval missing",
     OPEN: "of two signs, which may be chance",
     APART: "of one sign, and of another size",
     CONTRADICTS: "of two signs, shown",
@@ -202,12 +202,11 @@ def _r2(one: Finished, other: Finished, names: tuple[str, str]) -> list[Table]:
     for key in (key for key in both[0] if key in both[1]):
         cells = [words(key[0]), words(key[1]), method_label(key[2])]
         for row in (found[key] for found in both):
-            cells += [number(row[name]) for name in ("r2_layer", "r2_trace", "r2_diff", "chance", "gain")]
-            cells += [spread(row["gain_low"], row["gain_high"]), number(row["gain_bound"])]
-            cells += [str(row["n_facts"]), str(row["n_layers"])]
+            cells += [number(row[name]) for name in ("r2_layer", "r2_trace", "r2_diff", "chance")]
+            cells += [with_interval(row["gain"], row["gain_low"], row["gain_high"]), number(row["gain_bound"])]
+            cells.append(f"{row['n_facts']} × {row['n_layers']}")
         rows.append(cells)
-    sure = f"{one.confidence:.0%} interval"
-    head = ["layer", "trace", "added", "by chance", "gain", sure, "at most", "facts", "layers"]
+    head = ["layer", "trace", "added", "by chance", "gain", "at most", "facts × layers"]
     return [
         Table(
             title="R² of both runs",
@@ -215,8 +214,9 @@ def _r2(one: Finished, other: Finished, names: tuple[str, str]) -> list[Table]:
             groups=[("", 3), (names[0], len(head)), (names[1], len(head))],
             rows=rows,
             note=f"Trace: {_variant(one)} in {names[0]}, {_variant(other)} in {names[1]}. **added**: both minus layer; "
-            "**by chance**: what a trace dealt to facts at random would add; **gain**: added beyond that; **at most**: "
-            "the largest gain that the facts still allow. A dash: not defined, or of too few facts.",
+            "**by chance**: what a trace dealt to facts at random would add; **gain**: added beyond that, with its "
+            f"{one.confidence:.0%} interval; **at most**: the largest gain that the facts still allow. A dash, or no "
+            "interval: of too few facts, or not defined.",
             filters=(0, 1, 2),
         )
     ]
