@@ -31,12 +31,12 @@ PAGE = Path("reports/compare.html")
 _SCORE = "rewrite"
 _FIRST = ["trace_module", "trace_window", "trace_measure"]
 _MEANS = {
-    HOLDS: "holds: of one sign, shown in both",
-    AGREES: "of one sign and compatible, but not shown in both",
-    SIGN: "of one sign, with an interval missing",
-    OPEN: "of two signs, which may be chance",
-    APART: "of one sign, and of another size",
-    CONTRADICTS: "of two signs, shown",
+    HOLDS: "holds: of one sign and shown in both",
+    AGREES: "of one sign and compatible but not shown in both",
+    SIGN: "of one sign but with an interval missing",
+    OPEN: "of two signs but perhaps by chance",
+    APART: "of one sign but shown to be of another size",
+    CONTRADICTS: "of two signs and shown to differ",
 }
 
 

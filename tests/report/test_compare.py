@@ -73,8 +73,8 @@ def told(folders: tuple[Path, Path]) -> str:
 def test_the_sentence_says_for_which_problems_the_conclusion_holds(two: tuple[Path, Path]) -> None:
     assert told(two) == (
         "The conclusion holds in both runs for 1 of 2 problems: what editing at the traced layer loses against one "
-        "fixed layer, in points of rewrite score in First and in Second (95% intervals in brackets), is of one sign, "
-        "shown in both for error injection, 10.0 (5.0 to 15.0) and 20.0 (10.0 to 30.0); of one sign and compatible, "
+        "fixed layer, in points of rewrite score in First and in Second (95% intervals in brackets), is of one sign "
+        "and shown in both for error injection, 10.0 (5.0 to 15.0) and 20.0 (10.0 to 30.0); of one sign and compatible "
         "but not shown in both for fact erasure, 2.0 (-1.0 to 5.0) and 3.0 (1.0 to 5.0)."
     )
 
