@@ -22,7 +22,7 @@ FILE ?= units.parquet
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro maps essence table scaling default-run readme status prune export-units import-units test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
+.PHONY: help setup repro maps essence table scaling default-run second-model compare readme status prune export-units import-units test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -67,6 +67,19 @@ default-run: $(READY)  ## repro PRESET=default, maps and table, and keep their s
 	  reports/figures/rewrite_by_layer.png reports/default-run/
 	@cp reports/figures/*.svg reports/default-run/figures/
 	@python -m pipeline.report.readme
+
+# As for default-run, dvc.lock stays what it was.
+second-model: $(READY)  ## repro PRESET=second-model, and keep its small results in reports/second-model
+	@cp dvc.lock dvc.lock.repro
+	@$(MAKE) repro PRESET=second-model
+	@mv dvc.lock.repro dvc.lock
+	@rm -rf reports/second-model && mkdir -p reports/second-model/figures
+	@cp params.yaml reports/{collapse,collapse_r2,layers,localizers,methods,regressions,reverse,rewrite_by_layer,trace_by_layer}.csv \
+	  reports/{manifest.json,metrics.json,report.html,report.md} reports/second-model/
+	@cp reports/figures/*.svg reports/second-model/figures/
+
+compare: $(READY)  ## two runs' reports on one page, reports/compare.html: A=reports/default-run B=reports
+	@python -m pipeline.report.compare '$(A)' '$(B)'
 
 readme: $(READY)  ## the README's results, from the committed tables
 	@python -m pipeline.report.readme
@@ -141,7 +154,7 @@ simulate: $(READY)  ## size, power and coverage of the report's tests and interv
 clean:  ## remove tables, reports and the tools' caches; keep .venv, models and results kept per fact
 	rm -rf data/*.parquet data/*.json data/left_out.csv data/edits data/inputs data/measures data/statistics data/timings dvc_plots build ./*.egg-info
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find reports -mindepth 1 -maxdepth 1 ! -name reference ! -name default-run -exec rm -rf {} + 2>/dev/null || true
+	find reports -mindepth 1 -maxdepth 1 ! -name reference ! -name default-run ! -name second-model -exec rm -rf {} + 2>/dev/null || true
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # The Python that .venv is made from: PYTHON where given, else the first that is new enough.

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.compute.inputs import surroundings
 from pipeline.edit.methods import load, widest_window
 from pipeline.errors import UserError
+from pipeline.lm.packaged import check_bos
 from pipeline.tables import write_json
 
 
@@ -16,6 +17,7 @@ def main() -> int:
     """Check the file that the command line names (params.yaml); returns the exit status."""
     try:
         params = load(*sys.argv[1:2])
+        check_bos(params.model.name, params.model.add_bos)
         for name, content in surroundings(params, widest_window(params)).items():
             write_json(content, Path("data/inputs") / f"{name}.json")
     except UserError as error:

@@ -43,4 +43,5 @@ def ensure(name: str, seed: int, tiny_facts: Path = TINY_FACTS) -> str:
 
 def opened(params: Params, *, alone: bool = False) -> LanguageModel:
     """The model of params, made where it has to be, and loaded. alone: as for `machine.set_up`."""
+    packaged.check_bos(params.model.name, params.model.add_bos)
     return set_up(params, ensure(params.model.name, params.seed), alone=alone)

@@ -4,7 +4,9 @@ relations.tsv: relation, name, prompt and three paraphrase templates or more; `s
 have more than one object (yes | no; no without the column); `reverse` is a prompt about an object, at its `{}`, that a
 subject goes on from, empty where the relation has no natural inverse. facts.tsv: relation, subject, target_true;
 `also_true` says, in relations of several objects, which other objects of the relation are true of the subject or might
-pass for it, joined by `|`, or `-` for none. No such object becomes the fact's false target.
+pass for it, joined by `|`, or `-` for none. No such object becomes the fact's false target. `neighbors`, in files that
+have this column, names the subjects that the neighborhood prompts are about, joined by `|`, or `-` for none; where the
+cell is empty, they are drawn from the other rows.
 
 Both files are refused for their header line, and relations.tsv for any row of it; a row of facts.tsv that can't be used
 is left out with its reason.
@@ -15,7 +17,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -41,7 +43,7 @@ MIN_NEIGHBORS, MAX_NEIGHBORS = 5, 10  # of a fact
 
 _RELATION_COLUMNS = ("relation", "name", "prompt", "paraphrase_1", "paraphrase_2", "paraphrase_3")
 _FACT_COLUMNS = ("relation", "subject", "target_true")
-_NONE = "-"  # in also_true
+_NONE = "-"  # in also_true and neighbors
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,20 @@ class _Row:
     place: int  # in facts.tsv, counted from 0, without the header
     cell: str  # also_true's
     several: bool  # whether its relation may have several objects
+    named: str  # neighbors' cell
 
     @property
     def also_true(self) -> tuple[str, ...]:
-        return tuple(text.strip(" ") for text in self.cell.split("|")) if self.cell not in ("", _NONE) else ()
+        return _listed(self.cell)
+
+    @property
+    def neighbors(self) -> tuple[str, ...] | None:
+        """Subjects that the row names; None where they are to be drawn."""
+        return _listed(self.named) if self.named else None
+
+
+def _listed(cell: str) -> tuple[str, ...]:
+    return tuple(text.strip(" ") for text in cell.split("|")) if cell not in ("", _NONE) else ()
 
 
 def read_embedded(path: Path, seed: int) -> FactFile:
@@ -67,7 +79,7 @@ def read_embedded(path: Path, seed: int) -> FactFile:
 
     False target and neighbors are drawn by the seed. Neighbors have the same object, no name that contains the
     subject's or is contained in it, and the false target is not true of them; a fact with fewer than MIN_NEIGHBORS
-    is left out.
+    is left out. The same holds, but for the number, of neighbors that the row names itself.
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; facts.source embedded wants one with relations.tsv and facts.tsv")
@@ -111,18 +123,21 @@ def read_embedded(path: Path, seed: int) -> FactFile:
                 continue
             drawn = false_targets(every[relation], true[relation, subject], seed, record["fact_id"])
             circle, i = places[relation, subject]
-            others = circle[i + 1 :] + circle[:i]
+            others, least = circle[i + 1 :] + circle[:i], MIN_NEIGHBORS
+            if (named := rows[relation, subject, targets[0]].neighbors) is not None:
+                _check_neighbors(named, subject, targets[0], {s: objects.get((relation, s)) for s in named})
+                others, least = list(named), len(named)
             most = 0
             # The first false target that leaves enough neighbors of which it is false too.
             for false in drawn:
                 apart = (s for s in others if false not in true[relation, s] and not related(s, subject))
                 neighbors = list(islice(apart, MAX_NEIGHBORS))
                 most = max(most, len(neighbors))
-                if most >= MIN_NEIGHBORS:
+                if len(neighbors) >= min(least, MAX_NEIGHBORS):
                     break
             else:
                 fit = " fit to be neighbors" if most < len(others) else ""
-                reason = f"{most} other subjects with the object {targets[0][:80]}{fit}, fewer than {MIN_NEIGHBORS}"
+                reason = f"{most} other subjects with the object {targets[0][:80]}{fit}, fewer than {least}"
                 read.leave_out(place, reason if drawn else "no other object in its relation", **record)
                 continue
             filled = tuple(p.replace("{}", subject) for p in paraphrases)
@@ -173,7 +188,7 @@ def _read_relations(path: Path) -> dict[str, _Relation]:
 def _read_rows(read: Reading, relations: dict[str, _Relation]) -> dict[tuple[str, str, str], _Row]:
     """The rows of facts.tsv by relation, subject and object, without those that have no usable one."""
     rows: dict[tuple[str, str, str], _Row] = {}
-    for place, cells in _rows_of(read.file, _FACT_COLUMNS, optional="also_true"):
+    for place, cells in _rows_of(read.file, _FACT_COLUMNS, optional="also_true|neighbors"):
         with read.record(place):
             row = cells()
             relation, subject, target = (row[column] for column in _FACT_COLUMNS)
@@ -183,7 +198,9 @@ def _read_rows(read: Reading, relations: dict[str, _Relation]) -> dict[tuple[str
                 raise Unusable("its relation is not in relations.tsv")
             if (relation, subject, target) in rows:
                 raise Unusable("the same fact stands in an earlier row")
-            rows[relation, subject, target] = _Row(place, row.get("also_true", ""), relations[relation].several)
+            rows[relation, subject, target] = _Row(
+                place, row.get("also_true", ""), relations[relation].several, row.get("neighbors", "")
+            )
     return rows
 
 
@@ -205,6 +222,20 @@ def _fault(key: tuple[str, str, str], row: _Row, objects: Collection[str]) -> st
     if not all(text in objects for text in also):
         return "also_true names an object that no row of its relation has as target_true"
     return ""
+
+
+def _check_neighbors(
+    named: Sequence[str], subject: str, target: str, objects: Mapping[str, Sequence[str] | None]
+) -> None:
+    """Raise Unusable for neighbors that can't be the subject's. objects: what the table gives each of them, or None."""
+    if len(set(named)) < len(named) or any(map(blank, named)):
+        raise Unusable("neighbors must name subjects, each once, joined by |, or be - for none")
+    for other in named:
+        check_length(other, "a neighbor", MAX_SUBJECT)
+        if related(other, subject):
+            raise Unusable("neighbors names the subject itself, or one whose name holds the subject's or is held by it")
+        if target not in (objects[other] or [target]):
+            raise Unusable("neighbors names a subject that has another object in this file")
 
 
 def _rows_of(path: Path, columns: Sequence[str], optional: str) -> Iterable[tuple[int, Callable[[], dict[str, str]]]]:

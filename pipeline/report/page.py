@@ -20,6 +20,7 @@ from pipeline.report.document import Document
 from pipeline.report.explorer import Explorer
 from pipeline.report.plots import Plot
 from pipeline.report.scripts import licences, policy, scripts
+from pipeline.report.section import Section
 
 _SVG_LIMIT = 1_000_000  # bytes; a figure of more points than this is lighter as pixels
 _NUMBER = re.compile(r"[<+−-]?[\d.,]+(e[+-]?\d+)?%?( \(.*\))?|–|[\d.−-]+ to [\d.−-]+")
@@ -60,6 +61,39 @@ def render(document: Document, pictures: Sequence[Picture], explorer: Explorer, 
     Parameters: the document, its figures as `save` left them, what `pipeline.report.explorer` packed, and the folder
     below which the tables' CSV files are; one that is not there is named and not linked to.
     """
+    code = scripts()
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            document=document,
+            policy=policy(code),
+            scripts=code,
+            licences=licences(),
+            explorer=explorer,
+            **_inlined(document.all, pictures, reports),
+        )
+    )
+
+
+def render_sections(title: str, answer: str, sections: Sequence[Section], pictures: Sequence[Picture]) -> str:
+    """A page of sections under one sentence, with no explorer; figures are linked to their data, tables to none."""
+    code = scripts(names=("scripts/tables.js",))
+    return (
+        _environment()
+        .get_template("sections.html.j2")
+        .render(
+            title=title,
+            answer=answer,
+            sections=sections,
+            policy=policy(code),
+            scripts=code,
+            **_inlined((), pictures, Path()),
+        )
+    )
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -69,23 +103,25 @@ def render(document: Document, pictures: Sequence[Picture], explorer: Explorer, 
         keep_trailing_newline=True,
     )
     environment.filters |= {"marked": _marked, "numeric": _numeric, "broken": _broken}
-    code, data = scripts(), _data(document, pictures, reports)
-    return environment.get_template("page.html.j2").render(
-        document=document,
-        policy=policy(code),
-        scripts=code,
-        licences=licences(),
-        explorer=explorer,
-        pictures={
+    return environment
+
+
+def _inlined(sections: Sequence[Section], pictures: Sequence[Picture], reports: Path) -> dict[str, Any]:
+    """What a template shows of figures, and of tables that are CSV files below `reports`, all of it as data URIs."""
+    data = _data(sections, pictures, reports)
+    return {
+        "pictures": {
             one.svg.stem: one._asdict() | {"uri": _data_uri(one), "narrow": _narrow_uri(one), "name": one.svg.stem}
             for one in pictures
         },
-        data=data,
-        files=[(anchor, name, _uri("text/csv;charset=utf-8", text.encode())) for anchor, name, text in data["files"]],
-    )
+        "data": data,
+        "files": [
+            (anchor, name, _uri("text/csv;charset=utf-8", text.encode())) for anchor, name, text in data["files"]
+        ],
+    }
 
 
-def _data(document: Document, pictures: Sequence[Picture], reports: Path) -> dict[str, Any]:
+def _data(sections: Sequence[Section], pictures: Sequence[Picture], reports: Path) -> dict[str, Any]:
     """The CSV texts that stand in the page, each once: `files`, and which of them a table or figure is linked to."""
     files: list[tuple[str, str, str]] = []
     anchors: dict[str, str] = {}
@@ -96,7 +132,7 @@ def _data(document: Document, pictures: Sequence[Picture], reports: Path) -> dic
             files.append((anchors[text], name, text))
         return anchors[text]
 
-    names = dict.fromkeys(table.source for section in document.all for table in section.tables if table.source)
+    names = dict.fromkeys(table.source for section in sections for table in section.tables if table.source)
     there = [name for name in names if (reports / name).is_file()]
     of_tables = {name: anchor(name, (reports / name).read_text("utf-8")) for name in there}
     drawn = {one.svg.stem: anchor(f"figure-{one.svg.stem}.csv", one.data) for one in pictures if one.data}

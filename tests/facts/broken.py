@@ -60,9 +60,10 @@ def make_embedded(folder: Path, rng: random.Random) -> Path:
         ["P2", "place", "{} is in", "One finds {} in", "To see {} go to", "{} lies in", "A map shows {} in", "no"]
     )
     also = {"Norse": "Latin|Old Greek", "Latin": "Norse", "Old Greek": "-"}  # of the first subject of each object
-    facts = [[relation, f"{target[0]}{word} {i}", target, "" if relation == "P2" else "-" if i else also[target]]
+    facts = [[relation, f"{target[0]}{word} {i}", target, "" if relation == "P2" else "-" if i else also[target],
+              "Ada|Otto" if i == 6 else ""]
              for relation, _, word, *_ in rows for target in also for i in range(7)]  # fmt: skip
-    heads = ["relation", "subject", "target_true", "also_true"]
+    heads = ["relation", "subject", "target_true", "also_true", "neighbors"]
     for name, lines in (("relations", [columns, *rows]), ("facts", [heads, *facts])):
         (folder / f"{name}.tsv").write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
     return folder

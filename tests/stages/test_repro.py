@@ -257,8 +257,8 @@ def test_statistics_of_the_scores_and_the_look_of_the_report_run_no_model(clone:
     output = clone.repro()
     assert ran(output) == {"params", "regressions", "report"}
     changed = {name for name, content in clone.results().items() if content != before[name]}
-    tables = ("regressions", "fractional", "layers", "localizers", "methods")
-    tables += ("rewrite_by_layer", "scores_by_layer", "trace_by_layer")
+    tables = ["regressions", "fractional", "layers", "localizers", "methods"]
+    tables += ["rewrite_by_layer", "scores_by_layer", "trace_by_layer"]
     assert changed == {"reports/metrics.json", *(f"reports/{name}.csv" for name in tables)}
     clone.change("edit", collapse_nats=1e-4)
     assert ran(clone.repro()) == {"params", "scores", "regressions", "report"}
