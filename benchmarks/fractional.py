@@ -17,7 +17,7 @@ from pipeline.analysis.fractional import marginal_effect
 from pipeline.analysis.profiles import profiles
 
 LAYERS = 12
-WORLDS = {"nothing": (0.0, 1.0), "a slope": (1.5, 1.0), "a slope, two thirds of scores at 1": (1.5, 4.0)}
+WORLDS = {"nothing": (0.0, 1.0), "a slope": (1.5, 1.0), "a slope, half of scores at 1": (1.5, 4.0)}
 FACTS = (40, 10, 100)
 _END = 0.002  # scores this close to 0 or 1 are just that
 

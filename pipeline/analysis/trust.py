@@ -12,7 +12,7 @@ MIN_FACTS_SHOWN = 10  # fewer were not simulated
 MIN_FACTS_OF_GAIN = 100  # with 40, interval and bound hold a gain of 0.01 in 91 to 96 % of runs, not in 93 to 97 %
 MIN_FACTS_OF_CV = 40  # with a dozen, the interval holds the held-out gain in 92 to 98 % of runs
 MIN_FACTS_OF_MEANS = 40  # with a dozen, the bands about means of scores near 0 or 1 hold them in 90 % of runs
-MIN_FACTS_OF_SLOPES = 40  # of fractional.csv: with ten facts, their intervals hold the slope in 88 % of runs
+MIN_FACTS_OF_SLOPES = 40  # of fractional.csv: with ten facts, their intervals hold the slope in 90 to 93 % of runs
 
 _GAIN = ("gain_low", "gain_high", "gain_bound")
 _CV = ("cv_gain_low", "cv_gain_high")

@@ -97,4 +97,5 @@ def test_figures_of_earlier_runs_are_taken_away(made: Made, tmp_path: Path) -> N
         (tmp_path / name).write_text("old")
     saved = report.save(plots, tmp_path, 50)
     assert [picture.title for picture in saved] == ["Edit success by layer"]
-    assert {path.name for path in tmp_path.iterdir()} == {"rewrite_by_layer.svg", "rewrite_by_layer.png", "notes.txt"}
+    drawn = {f"rewrite_by_layer{end}" for end in (".svg", ".png", "-narrow.svg")}
+    assert {path.name for path in tmp_path.iterdir()} == drawn | {"notes.txt"}
