@@ -46,7 +46,7 @@ def regrets(one: Finished, other: Finished) -> list[Pair]:
     Of the rewrite score and of each run's first variant of exact tracing.
     """
     return pairs(
-        *(_fixed(run) for run in (one, other)), ("problem", "method"), "regret", ("regret_low", "regret_high"),
+        _fixed(one), _fixed(other), ("problem", "method"), "regret", ("regret_low", "regret_high"),
         MIN_FACTS_OF_MEANS,
     )  # fmt: skip
 
@@ -54,7 +54,7 @@ def regrets(one: Finished, other: Finished) -> list[Pair]:
 def slopes(one: Finished, other: Finished) -> list[Pair]:
     """How much better a fact edits at the layers where it traces higher, in both runs, by problem and method."""
     return pairs(
-        *(_headline(run) for run in (one, other)), ("problem", "method"), "within_slope",
+        _headline(one), _headline(other), ("problem", "method"), "within_slope",
         ("within_low", "within_high"), MIN_FACTS_SHOWN,
     )  # fmt: skip
 
@@ -276,7 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not all(asked.folders):
             raise UserError("two folders with reports are needed: make compare A=reports/default-run B=reports")
-        write(*(read_finished(Path(folder)) for folder in asked.folders), asked.out)
+        one, other = (read_finished(Path(folder)) for folder in asked.folders)
+        write(one, other, asked.out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
