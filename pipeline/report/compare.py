@@ -46,15 +46,16 @@ def regrets(one: Finished, other: Finished) -> list[Pair]:
     Of the rewrite score and of each run's first variant of exact tracing.
     """
     return pairs(
-        _fixed(one), _fixed(other), ("problem", "method"), "regret", ("regret_low", "regret_high"), MIN_FACTS_OF_MEANS
-    )
+        _fixed(one), _fixed(other), ("problem", "method"), "regret", ("regret_low", "regret_high"),
+        MIN_FACTS_OF_MEANS,
+    )  # fmt: skip
 
 
 def slopes(one: Finished, other: Finished) -> list[Pair]:
     """How much better a fact edits at the layers where it traces higher, in both runs, by problem and method."""
     return pairs(
-        _headline(one), _headline(other), ("problem", "method"), "within_slope", ("within_low", "within_high"),
-        MIN_FACTS_SHOWN,
+        _headline(one), _headline(other), ("problem", "method"), "within_slope",
+        ("within_low", "within_high"), MIN_FACTS_SHOWN,
     )  # fmt: skip
 
 

@@ -119,4 +119,5 @@ def labels(one: Finished, other: Finished) -> tuple[str, str]:
         return names
     folders = one.folder.resolve(), other.folder.resolve()
     short = folders[0].name != folders[1].name
-    return tuple(f"{name} ({folder.name if short else folder})" for name, folder in zip(names, folders, strict=True))  # type: ignore[return-value]
+    first, second = (folder.name if short else str(folder) for folder in folders)
+    return f"{names[0]} ({first})", f"{names[1]} ({second})"
