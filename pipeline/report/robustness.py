@@ -7,6 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.analysis.robustness import COUNT_COLUMNS, OWN, ROBUSTNESS_COLUMNS
 from pipeline.analysis.trust import MIN_FACTS_OF_GAIN, MIN_FACTS_OF_MEANS, MIN_FACTS_SHOWN, shown
@@ -161,7 +162,7 @@ def _terms(table: pd.DataFrame) -> list[str]:
         "logarithm, or its logit less that of the other answer. Fractions are of what the corruption took of that.",
         "**Known, concentrated, successful**: fewer facts. Stricter rules and concentrated traces are chosen without "
         "the scores; successful edits are chosen by the score itself, which takes away what differs between facts, so "
-        "their R² is not that of all facts.",
+        "their R² is not that of all facts. A choice that leaves no fact out has no row.",
         "**By chance**: the range of the gain when traces are dealt to other facts of the relation. **Loses**: the "
         "score at one fixed layer less that at the traced layer, below 0 where tracing helps.",
     ]
@@ -253,6 +254,8 @@ def forest(table: pd.DataFrame, confidence: float) -> Plot:
             named = [_label({"variation": variation, "value": value}) for variation, value in keys]
             ax.set_yticklabels(named if number_of % columns == 0 else [], fontsize=8)
             ax.tick_params(axis="x", labelsize=8)
+            ax.xaxis.set_major_locator(MaxNLocator(5))
+            ax.grid(visible=False, axis="y")
             for line in [i - 0.5 for i in range(1, len(keys)) if keys[i][0] != keys[i - 1][0]]:
                 ax.axhline(line, color="0.75", lw=0.6, zorder=1)
         marks = [
