@@ -4,13 +4,27 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
-from pipeline.settings.fields import LIST_OF, AtLeast0, AtLeast1, Line, ProjectPath, Several, once_each
+from pipeline.settings.fields import (
+    LIST_OF,
+    MODULES,
+    TRACE_MEASURES,
+    AtLeast0,
+    AtLeast1,
+    Line,
+    Module,
+    ProjectPath,
+    Several,
+    TraceMeasure,
+    once_each,
+)
 from pipeline.settings.sections import Section
 
 _FACTS = "null for all of the run's, or a whole number of facts, at least 1"
 _WIDTHS = "a list of one or more whole numbers of layers, each at least 1, such as [1, 5]"
 _LAYERS = "a list of different layers counted from 0, such as [0, 4, 8]"
 _SEVERED = Literal["mlp", "attn"]
+_CORRUPTION = Literal["gaussian", "zero", "replace"]
+_METRIC = Literal["probability", "log_probability", "logit_difference"]
 _METHODS = LIST_OF + "the names of editing methods"
 
 
@@ -66,3 +80,26 @@ class ScalingParams(Section):
     windows: Several[AtLeast1] = Field(description=_WIDTHS)
     layers: Several[AtLeast0] = Field(description=_LAYERS)
     count: AtLeast1 = Field(description="a whole number of facts, at least 1")
+
+
+class RobustnessParams(Section):
+    """The main path's regressions with other settings, one of them at a time."""
+
+    count: AtLeast1 | None = Field(description=_FACTS)
+    modules: Several[Module] = Field(description=LIST_OF + ", ".join(MODULES))
+    windows: Several[AtLeast1] = Field(description=_WIDTHS)
+    multiples: Several[Annotated[float, Field(gt=0)]] = Field(
+        description="a list of one or more numbers above 0, such as [1.0, 3.0]"
+    )
+    corruptions: Several[_CORRUPTION] = Field(description=LIST_OF + ", ".join(get_args(_CORRUPTION)))
+    metrics: Several[_METRIC] = Field(description=LIST_OF + ", ".join(get_args(_METRIC)))
+    measures: Several[TraceMeasure] = Field(description=LIST_OF + ", ".join(TRACE_MEASURES))
+    known: Annotated[
+        tuple[Literal["greedy"] | Annotated[float, Field(gt=0, lt=1)], ...],
+        Field(strict=False),
+        AfterValidator(once_each),
+    ] = Field(description="a list, which may be empty, of greedy and of probabilities above 0 and below 1")
+    concentrated: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        description="null, or a share of the facts above 0 and below 1"
+    )
+    success: Annotated[float, Field(gt=0, le=1)] | None = Field(description="null, or a score above 0, at most 1")

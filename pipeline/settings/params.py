@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import UserError
 from pipeline.settings.fields import DOWNLOAD, DOWNLOADED, LIST_OF, Several, choices
-from pipeline.settings.measures import EssenceParams, MapsParams, ScalingParams, TableParams
+from pipeline.settings.measures import EssenceParams, MapsParams, RobustnessParams, ScalingParams, TableParams
 from pipeline.settings.methods import method_section
 from pipeline.settings.sections import (
     ComputeParams,
@@ -33,7 +33,7 @@ from pipeline.settings.sections import (
 from pipeline.settings.yaml_errors import WHOLE_FILE, found, read_yaml, sentence
 
 # What the tables of a stage of measures/dvc.yaml rest on beside its own section.
-RESTS_ON = {"essence": ("edit", "regressions")}
+RESTS_ON = {"essence": ("edit", "regressions"), "robustness": ("edit", "regressions", "trace")}
 LISTING: dict[str, type[Section]] = {"edit": EditParams, "table": TableParams, "scaling": ScalingParams}
 
 
@@ -54,6 +54,7 @@ class Params(Section):
     essence: EssenceParams
     table: TableParams
     scaling: ScalingParams
+    robustness: RobustnessParams
     regressions: RegressionsParams
     report: ReportParams
     compute: ComputeParams
@@ -228,7 +229,7 @@ def check_against_model(params: Params, n_layers: int, sections: Collection[str]
                 f"params.yaml: {name}.layer is {own} but must stay within 0 to {n_layers - 1}, "
                 f"as {params.model.name} has {n_layers} blocks counted from 0"
             )
-        for window in getattr(section, "windows", ()) if name in ("trace", "maps") else ():
+        for window in getattr(section, "windows", ()) if name in ("trace", "maps", "robustness") else ():
             if window > n_layers:
                 raise UserError(
                     f"params.yaml: {name}.windows holds {window} but must hold widths of 1 to {n_layers} layers, "

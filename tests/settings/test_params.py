@@ -254,7 +254,7 @@ def test_the_committed_params_are_the_default_preset() -> None:
 
 
 def test_the_presets_are_those_promised() -> None:
-    promised = "default smoke reference second-model cluster methods counterfact paper-gptj paper-gpt2-xl"
+    promised = "default smoke reference second-model cluster methods robustness counterfact paper-gptj paper-gpt2-xl"
     assert {path.stem for path in PRESETS} == set(promised.split())
 
 
