@@ -29,7 +29,8 @@ def test_the_sentence_is_made_of_both_tables() -> None:
 
 
 def test_an_empty_cell_is_said_and_is_no_number() -> None:
-    empty = checked(r2_diff=[0.021, np.nan], ame=[-0.05, np.nan], note=["", "separated in 2 layers"])
+    slope = {name: [-0.05, np.nan] for name in ("ame", "ame_low", "ame_high")}
+    empty = checked(r2_diff=[0.021, np.nan], note=["", "separated in 2 layers"], **slope)
     (text,) = fractional.sentence(empty, regressions_with())
     assert "more than 0.1 points apart (it could not be fitted to 1 of 2 problems)." in text
     (table,) = fractional.tables(empty, regressions_with(), "95%")
