@@ -58,10 +58,10 @@ scaling: ## many edits at once, and which layers share them
 robustness: ## whether other traces, metrics and facts change the conclusion
 
 # dvc.lock stays that of `make repro` alone, whose page has not what the stages beside the main path made.
-default-run: $(READY)  ## repro PRESET=default, maps and table, and keep their small results in reports/default-run
+default-run: $(READY)  ## repro PRESET=default, maps, table, scaling; keep their small results in reports/default-run
 	@$(MAKE) repro PRESET=default
 	@cp dvc.lock dvc.lock.repro
-	@$(MAKE) maps table
+	@$(MAKE) maps table scaling
 	@mv dvc.lock.repro dvc.lock
 	@rm -rf reports/default-run && mkdir -p reports/default-run/figures
 	@cp params.yaml reports/*.csv reports/{manifest.json,metrics.json,report.html,report.md} \

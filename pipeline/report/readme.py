@@ -50,7 +50,26 @@ def counterfact(reports: Path, paper: Path) -> str:
     )
 
 
-BLOCKS = {"results": results, "counterfact": counterfact}
+def scaling(reports: Path, paper: Path) -> str:
+    """What many edits at once leave of their scores in the default run, in Markdown."""
+    rows = pd.read_csv(reports / "default-run" / "scaling.csv")
+    edited = rows[rows["n_edits"] > 0]
+    counts = sorted(edited["n_edits"].unique())
+    head = f"| method | layer | {' | '.join(map(str, counts))} | NS, {counts[-1]} |\n|{'---|' * (len(counts) + 3)}\n"
+    table = "".join(
+        f"| {method_label(method)} | {own['layer'].iloc[0]} | "
+        f"{' | '.join(number(own.set_index('n_edits')['S'].get(count)) for count in counts)} | "
+        f"{number(own['NS'].iloc[-1])} |\n"
+        for method, own in edited.groupby("method", sort=False)
+    )
+    return (
+        f"Many edits at once, S of {', '.join(map(str, counts))} edits that one model holds together, and NS of the "
+        "last ([scaling.csv](reports/default-run/scaling.csv), with intervals; 0 for an edit that does nothing):\n\n"
+        f"{head}{table}"
+    )
+
+
+BLOCKS = {"results": results, "counterfact": counterfact, "scaling": scaling}
 
 
 def default_run(folder: Path) -> str:
