@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.analysis.robustness import COUNT_COLUMNS, OWN, ROBUSTNESS_COLUMNS
 from pipeline.analysis.trust import MIN_FACTS_OF_GAIN, MIN_FACTS_OF_MEANS, MIN_FACTS_SHOWN, shown
-from pipeline.report.plots import Plot, facts_phrase, listed, panels, style, words
+from pipeline.report.plots import Plot, both_widths, facts_phrase, leftmost, listed, narrow, panels, style, words
 from pipeline.report.section import Section, Table, chance, number, spread, with_interval
 from pipeline.report.sources import read_made
 from pipeline.words import method_label
@@ -231,6 +231,7 @@ def _table(table: pd.DataFrame, count: "pd.Series[float]") -> Table:
     )
 
 
+@both_widths
 def forest(table: pd.DataFrame, confidence: float) -> Plot:
     """The gain over chance of every variation: a panel a problem, a line a variation, a mark a method."""
     methods, problems = (list(dict.fromkeys(table[name])) for name in _NAMES)
@@ -241,7 +242,8 @@ def forest(table: pd.DataFrame, confidence: float) -> Plot:
     with style():
         height = 0.9 + len(keys) * max(0.19, 0.1 * len(methods))
         figure, axes = panels(len(problems), columns, width=(2.2 + 2.6 * columns) / columns, height=height)
-        for number_of, (ax, problem) in enumerate(zip(axes, problems, strict=True)):
+        labelled = leftmost(axes, columns)
+        for ax, problem in zip(axes, problems, strict=True):
             for i, method in enumerate(methods):
                 at = table[(table["method"] == method) & (table["problem"] == problem)]
                 shift = (i - (len(methods) - 1) / 2) * 0.6 / len(methods)
@@ -252,7 +254,7 @@ def forest(table: pd.DataFrame, confidence: float) -> Plot:
             ax.set(title=words(problem), ylim=(len(keys) - 0.4, -0.6), xlabel="gain in R² over chance")
             ax.set_yticks(range(len(keys)))
             named = [_label({"variation": variation, "value": value}) for variation, value in keys]
-            ax.set_yticklabels(named if number_of % columns == 0 else [], fontsize=8)
+            ax.set_yticklabels(named if ax in labelled else [], fontsize=8)
             ax.tick_params(axis="x", labelsize=8)
             ax.xaxis.set_major_locator(MaxNLocator(5))
             ax.grid(visible=False, axis="y")
@@ -265,7 +267,7 @@ def forest(table: pd.DataFrame, confidence: float) -> Plot:
             for i, method in enumerate(methods)
         ]
         bars = [Patch(color="0.8", label=f"{confidence:.0%} of dealt traces")]
-        figure.legend(handles=[*marks, *bars], loc="outside lower center", ncols=3, frameon=False)
+        figure.legend(handles=[*marks, *bars], loc="outside lower center", ncols=2 if narrow() else 3, frameon=False)
     low, high = int(table["n_facts"].min()), int(table["n_facts"].max())
     over = facts_phrase(high) if low == high else f"{low} to {high} facts"
     few = "" if high >= MIN_FACTS_OF_GAIN else f" Below {MIN_FACTS_OF_GAIN} facts no interval of the gain is drawn."
