@@ -22,7 +22,7 @@ FILE ?= units.parquet
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro maps essence table scaling default-run readme status prune export-units import-units test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
+.PHONY: help setup repro maps essence table scaling override default-run readme status prune export-units import-units test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -47,7 +47,7 @@ repro: $(READY)  ## run what is not up to date; PRESET=NAME first copies presets
 	@dvc repro
 
 # The stages of measures/dvc.yaml, then the page where there is one: it shows what they made.
-maps essence table scaling: $(READY)
+maps essence table scaling override: $(READY)
 	@dvc repro measures/dvc.yaml:$@
 	@if [ -f reports/report.html ]; then dvc repro report; else echo 'make repro makes the page that shows it'; fi
 
@@ -55,6 +55,7 @@ maps: ## average indirect effects by token role and layer, and the severed model
 essence: ## what edits leave of what the model has to say of a subject
 table: ## CounterFact's table: S, ES, EM, PS, PM, NS, NM, GE and RS of each method
 scaling: ## many edits at once, and which layers share them
+override: ## edited models traced: does an edit override what sits elsewhere?
 
 # dvc.lock stays that of `make repro` alone, whose page has not what the stages beside the main path made.
 default-run: $(READY)  ## repro PRESET=default, maps and table, and keep their small results in reports/default-run

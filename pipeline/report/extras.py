@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.report import aie, counterfact, essence, scaling
+from pipeline.report import aie, counterfact, essence, override, scaling
 from pipeline.report.section import Section, record
 from pipeline.tables import TEXT, WHOLE, read, read_record
 
@@ -52,6 +52,11 @@ EXTRAS: tuple[Extra, ...] = (
         says="S, ES, PS, NS and GE of many edits made at once by several methods, by relation and of two relations "
         "mixed, and MEMIT by the number and place of the blocks that share an edit",
         draw=scaling.draw,
+    ),
+    Extra(
+        name="override",
+        says="where the traces of edited models peak, and whether an edit outlives the MLP outputs at the traced block",
+        draw=override.section,
     ),
 )
 

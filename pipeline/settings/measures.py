@@ -12,6 +12,7 @@ _WIDTHS = "a list of one or more whole numbers of layers, each at least 1, such 
 _LAYERS = "a list of different layers counted from 0, such as [0, 4, 8]"
 _SEVERED = Literal["mlp", "attn"]
 _METHODS = LIST_OF + "the names of editing methods"
+_REPLACING = Literal["error_injection", "tracing_reversal"]  # problems that put a new object in the true one's place
 
 
 class MapsParams(Section):
@@ -66,3 +67,15 @@ class ScalingParams(Section):
     windows: Several[AtLeast1] = Field(description=_WIDTHS)
     layers: Several[AtLeast0] = Field(description=_LAYERS)
     count: AtLeast1 = Field(description="a whole number of facts, at least 1")
+
+
+class OverrideParams(Section):
+    """Whether an edit at one layer overrides what sits at another."""
+
+    count: AtLeast1 | None = Field(description=_FACTS)
+    methods: Several[Line] = Field(description=_METHODS)
+    problems: Several[_REPLACING] = Field(description=LIST_OF + " and ".join(get_args(_REPLACING)))
+    layers: Several[AtLeast0] = Field(description=_LAYERS)
+    window: AtLeast1 = Field(description="a whole number of layers, at least 1")
+    min_change: float = Field(gt=0, lt=1, description="a probability above 0 and below 1")
+    min_effect: float = Field(gt=0, lt=1, description="a probability above 0 and below 1")

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import UserError
 from pipeline.settings.fields import DOWNLOAD, DOWNLOADED, LIST_OF, Several, choices
-from pipeline.settings.measures import EssenceParams, MapsParams, ScalingParams, TableParams
+from pipeline.settings.measures import EssenceParams, MapsParams, OverrideParams, ScalingParams, TableParams
 from pipeline.settings.methods import method_section
 from pipeline.settings.sections import (
     ComputeParams,
@@ -33,8 +33,10 @@ from pipeline.settings.sections import (
 from pipeline.settings.yaml_errors import WHOLE_FILE, found, read_yaml, sentence
 
 # What the tables of a stage of measures/dvc.yaml rest on beside its own section.
-RESTS_ON = {"essence": ("edit", "regressions")}
-LISTING: dict[str, type[Section]] = {"edit": EditParams, "table": TableParams, "scaling": ScalingParams}
+RESTS_ON = {"essence": ("edit", "regressions"), "override": ("edit",)}
+LISTING: dict[str, type[Section]] = {
+    "edit": EditParams, "table": TableParams, "scaling": ScalingParams, "override": OverrideParams,
+}  # fmt: skip
 
 
 class Params(Section):
@@ -54,6 +56,7 @@ class Params(Section):
     essence: EssenceParams
     table: TableParams
     scaling: ScalingParams
+    override: OverrideParams
     regressions: RegressionsParams
     report: ReportParams
     compute: ComputeParams
@@ -197,7 +200,7 @@ def with_methods(methods: Mapping[str, type], used: Collection[str]) -> type[Par
 
 
 def _used(tree: Mapping[Any, Any]) -> set[str]:
-    """The methods that the sections edit, table and scaling name, as far as they can be read."""
+    """The methods that the sections of LISTING name, as far as they can be read."""
     found = set()
     for name in LISTING:
         section = tree.get(name)
@@ -227,6 +230,11 @@ def check_against_model(params: Params, n_layers: int, sections: Collection[str]
             raise UserError(
                 f"params.yaml: {name}.layer is {own} but must stay within 0 to {n_layers - 1}, "
                 f"as {params.model.name} has {n_layers} blocks counted from 0"
+            )
+        if name == "override" and section.window > n_layers:
+            raise UserError(
+                f"params.yaml: override.window is {section.window} but must be 1 to {n_layers} layers, "
+                f"as {params.model.name} has {n_layers} blocks"
             )
         for window in getattr(section, "windows", ()) if name in ("trace", "maps") else ():
             if window > n_layers:
