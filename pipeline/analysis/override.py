@@ -236,8 +236,8 @@ def _values(one: Curves, others: _Places, least: Least) -> Iterator[tuple[str, s
     yield ANY, "total_effect", (one.p_post - one.p_corrupt, _NAN, _NAN)
     yield from _of_trace(one, others, least)
     for quantity in _kept_of(one, least):
-        case, value, chance = _kept_at_old(one, one.kept(quantity))
-        yield case, quantity, (value, chance, _NAN)
+        case, numbers = _kept_at_old(one, one.kept(quantity), [site for site, _ in others["old"]])
+        yield case, quantity, numbers
     if one.edit is not None and (above := one.first > one.edit[1]).any():
         kept = one.kept("kept_unedited")[above]
         yield ANY, LEAST_ABOVE, (float(kept.min()), float(kept.mean()), _NAN)
@@ -295,9 +295,12 @@ def _kept_of(one: Curves, least: Least) -> list[str]:
     return [] if one.is_new or one.p_post < least.change else [name for name in KEPT if "zeroed" in name]
 
 
-def _kept_at_old(one: Curves, kept: _Floats) -> tuple[str, float, float]:
-    """Case, what is kept with outputs replaced at the old site, and the mean of that at windows like it elsewhere: at
-    least as wide (at the model's ends they are cut off), without a block of the old site's, on its side of the edit.
+def _kept_at_old(one: Curves, kept: _Floats, sites: Sequence[int]) -> tuple[str, _Numbers]:
+    """Case, and what is kept with outputs replaced at the old site, on average at windows like it elsewhere, and on
+    average at those of them that are other facts' old `sites`, which lie about as far from the edit.
+
+    Like it: at least as wide (at the model's ends they are cut off), without a block of the old site's, on its side of
+    the edit.
     """
     width, old = one.last - one.first, one.old
     like = (width >= width[old]) & ~one.holding((int(one.first[old]), int(one.last[old])))
@@ -305,4 +308,9 @@ def _kept_at_old(one: Curves, kept: _Floats) -> tuple[str, float, float]:
     if one.edit is not None:
         sides = np.where(one.holding(one.edit), HOLDS, np.where(one.first > one.edit[1], ABOVE, BELOW))
         case, like = str(sides[old]), like & (sides == sides[old])
-    return case, float(kept[old]), float(kept[like].mean()) if like.any() else _NAN
+    elsewhere = [site for site in sites if like[site]]
+    return case, (
+        float(kept[old]),
+        float(kept[like].mean()) if like.any() else _NAN,
+        float(kept[elsewhere].mean()) if elsewhere else _NAN,
+    )

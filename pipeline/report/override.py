@@ -130,8 +130,7 @@ def _meaning(edited: pd.Series[float], old: pd.Series[float], both: pd.Series[fl
         said = "So the trace does not move with the edit"
     else:
         said = "So neither place stands out in the trace" if not at_edited else "So the peak is at either place"
-    general = not _missing(old["others"]) and old["others"] > (old["mean"] + old["chance"]) / 2
-    if at_old and general:
+    if at_old and _general(old):
         said += "; and that other facts' old sites do about as well says that what passes there is the subject, not "
         said += "this one fact"
     return said + "."
@@ -149,14 +148,14 @@ def _replaced(rows: Rows) -> list[str]:
         zeroed, cost = rows.get(("new", ALL, BELOW, "kept_zeroed")), rows.get(("true", NONE, ANY, "kept_zeroed"))
         if zeroed is not None and cost is not None:
             told.append(
-                f"With these outputs zeroed, {_share(zeroed)} of what the edit did is kept, and in the unedited model "
-                f"{_share(cost)} of the true object's probability (in brackets: windows elsewhere)"
+                f"With these outputs zeroed, {_beside(zeroed)} of what the edit did is kept, and in the unedited model "
+                f"{_beside(cost)} of the true object's probability (in brackets: windows elsewhere)"
                 f"{_needs(zeroed, cost)}"
             )
     if (above := rows.get(("new", ALL, ABOVE, "kept_unedited"))) is not None:
         told.append(
             f"Where the old site lies above the edit ({facts_phrase(int(above['n_facts']))}), the unedited model's "
-            f"outputs there leave {_share(above)} of what the edit did" + _outlives(above)
+            f"outputs there leave {_beside(above)} of what the edit did" + _outlives(above)
         )
     if (least := rows.get(("new", ALL, ANY, LEAST_ABOVE))) is not None:
         told.append(
@@ -171,17 +170,25 @@ def _needs(zeroed: pd.Series[float], cost: pd.Series[float]) -> str:
         return "."
     found = _more(zeroed, sign=-1), _more(cost, sign=-1)
     if all(found):
-        return ": the edit needs the old site's output as the fact did."
+        also = ", and both need other facts' old sites much as well" if _general(cost) else ""
+        return f": the edit needs the old site's output as the fact did{also}."
     return ": the edit does not need the old site's output, as the fact did." if found == (False, True) else "."
+
+
+def _general(row: pd.Series[float]) -> bool:
+    """Whether other facts' old sites are nearer to the old site in this than to chance; False where there are none."""
+    return bool(abs(row["others"] - row["mean"]) < abs(row["others"] - row["chance"]))
 
 
 def _outlives(above: pd.Series[float]) -> str:
     less = _more(above, sign=-1)
     if _missing(above["chance"]) or less is None:
         return "."
-    if less:
-        return ": less than elsewhere above it, so the edit acts in part through the old site."
-    return ", no less than elsewhere above it: the old site holds nothing that takes the fact back."
+    if not less:
+        return ", no less than elsewhere above it: the old site holds nothing that takes the fact back."
+    if above["mean"] < above["others"]:  # not where there are none
+        return ": less than there and elsewhere above the edit, so it acts in part through the old site."
+    return ": less than elsewhere above the edit, where windows are further from it as well."
 
 
 def _true(rows: Rows) -> list[str]:
@@ -219,11 +226,17 @@ def _percent(value: float) -> str:
     return "–" if _missing(value) else f"{value:.0%}"
 
 
-def _share(row: pd.Series[float]) -> str:
+def _share(row: pd.Series[float], more: str = "") -> str:
     """A mean share, with its interval where there are facts enough, and what chance gives."""
     ends = f"; {row['low']:.0%} to {row['high']:.0%}" if row["n_facts"] >= MIN_FACTS_OF_MEANS else ""
-    chance = "" if _missing(row["chance"]) else f" ({_percent(row['chance'])}{ends})"
+    chance = "" if _missing(row["chance"]) else f" ({_percent(row['chance'])}{more}{ends})"
     return f"{_percent(row['mean'])}{chance}"
+
+
+def _beside(row: pd.Series[float]) -> str:
+    """`_share`, and the same at other facts' old sites."""
+    others = "" if _missing(row["others"]) else f", other facts' old sites {_percent(row['others'])}"
+    return _share(row, others)
 
 
 def _where(edited: str) -> str:

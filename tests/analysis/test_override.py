@@ -42,10 +42,10 @@ def rows(
             "edit_first": edited, "edit_last": edited, "status": "ok", "object": name, "layer": at,
             "window_first": np.maximum(at - half, 0), "window_last": np.minimum(at + half, LAYERS - 1),
             "p_pre": p[0], "p_post": p[1], "p_corrupt": 0.25,
-            "p_restored": [0.25 + effect.get(layer, 0.0) for layer in at],
+            "p_restored": [0.25 + effect.get(layer, 0.0) for layer in range(LAYERS)],
         }
     )  # fmt: skip
-    put_in = [(replaced or {}).get(layer, p[1]) for layer in at]
+    put_in = [(replaced or {}).get(layer, p[1]) for layer in range(LAYERS)]
     return frame.assign(**{column: put_in for column in OVERRIDE if column not in frame})
 
 

@@ -82,11 +82,12 @@ def test_where_the_interval_allows_both_nothing_is_concluded(tmp_path: Path) -> 
 
 
 def test_an_old_site_above_the_edit(tmp_path: Path) -> None:
-    for value, told in (
-        (0.2, "less than elsewhere above it, so the edit acts in part"),
-        (0.8, "no less than elsewhere"),
+    for value, other, told in (
+        (0.2, 8, ": less than elsewhere above the edit, where windows are further from it as well."),
+        (0.2, 5, "leave 25% (100%, other facts' old sites 100%) of what the edit did: less than there and elsewhere"),
+        (0.8, 5, ", no less than elsewhere above it"),
     ):
-        made = [rows(fact, 8, 2, "new", {2: 0.5}, (0.0, 0.8), {8: value}) for fact in "ab"]
+        made = [rows(fact, old, 2, "new", {2: 0.5}, (0.0, 0.8), {old: value}) for fact, old in (("a", 8), ("b", other))]
         assert told in drawn(tmp_path, made, (2,)).paragraphs[1]
 
 
