@@ -22,7 +22,7 @@ FILE ?= units.parquet
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro maps essence table scaling robustness default-run second-model compare readme status prune export-units import-units test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
+.PHONY: help setup repro maps essence table scaling robustness override default-run second-model compare readme status prune export-units import-units test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -47,7 +47,7 @@ repro: $(READY)  ## run what is not up to date; PRESET=NAME first copies presets
 	@dvc repro
 
 # The stages of measures/dvc.yaml, then the page where there is one: it shows what they made.
-maps essence table scaling robustness: $(READY)
+maps essence table scaling robustness override: $(READY)
 	@dvc repro measures/dvc.yaml:$@
 	@if [ -f reports/report.html ]; then dvc repro report; else echo 'make repro makes the page that shows it'; fi
 
@@ -56,6 +56,7 @@ essence: ## what edits leave of what the model has to say of a subject
 table: ## CounterFact's table: S, ES, EM, PS, PM, NS, NM, GE and RS of each method
 scaling: ## many edits at once, and which layers share them
 robustness: ## whether other traces, metrics and facts change the conclusion
+override: ## edited models traced: does an edit override what sits elsewhere?
 
 # dvc.lock stays that of `make repro` alone, whose page has not what the stages beside the main path made.
 default-run: $(READY)  ## repro PRESET=default, maps, table, scaling; keep their small results in reports/default-run

@@ -17,6 +17,7 @@ from pipeline.compute.edit_job import EditJob
 from pipeline.compute.essence_job import EssenceJob
 from pipeline.compute.known_job import KnownJob
 from pipeline.compute.localize_job import LocalizeJob
+from pipeline.compute.override_job import OverrideJob
 from pipeline.compute.store import Store
 from pipeline.compute.trace_job import TraceJob
 from pipeline.compute.work import Unit
@@ -48,6 +49,8 @@ def steps(settings: Params, store: Store) -> dict[str, Sequence[Unit] | str]:
             found[f"edit-{method}-{problem}"] = moments or _edit(settings, method, problem).units()
     if (store.root / EssenceJob.step).is_dir():  # not every run has it
         found[EssenceJob.step] = moments or _essence(settings).units()
+    if (store.root / OverrideJob.step).is_dir():
+        found[OverrideJob.step] = moments or _override(settings)
     return found
 
 
@@ -90,6 +93,16 @@ def _essence(settings: Params) -> EssenceJob:
     model = inputs.model(settings)
     made = statistics.read_for(settings, model, inputs.STATISTICS, 0)
     return EssenceJob.of_run(settings, model, inputs.facts(), inputs.sd(settings), METHODS, made, inputs.STATISTICS)
+
+
+def _override(settings: Params) -> Sequence[Unit] | str:
+    model = inputs.model(settings)
+    made = statistics.read_for(settings, model, inputs.STATISTICS, 0)
+    of = settings, model, inputs.facts(), inputs.sd(settings), METHODS, made, inputs.STATISTICS
+    try:
+        return OverrideJob.of_run(*of).units()
+    except UserError as error:
+        return f"override: {error}"
 
 
 def _why(stage: str, unfit: Callable[[], str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.report import aie, counterfact, essence, robustness, scaling
+from pipeline.report import aie, counterfact, essence, override, robustness, scaling
 from pipeline.report.section import Section, record
 from pipeline.tables import TEXT, WHOLE, read, read_record
 
@@ -57,6 +57,11 @@ EXTRAS: tuple[Extra, ...] = (
         name="robustness",
         says="whether other traces, corruptions, metrics, measures and choices of facts change the conclusion",
         draw=robustness.section,
+    ),
+    Extra(
+        name="override",
+        says="where the traces of edited models peak, and whether an edit outlives the MLP outputs at the traced block",
+        draw=override.section,
     ),
 )
 

@@ -26,6 +26,7 @@ _SEVERED = Literal["mlp", "attn"]
 _CORRUPTION = Literal["gaussian", "zero", "replace"]
 _METRIC = Literal["probability", "log_probability", "logit_difference"]
 _METHODS = LIST_OF + "the names of editing methods"
+_REPLACING = Literal["error_injection", "tracing_reversal"]  # problems that put a new object in the true one's place
 
 
 class MapsParams(Section):
@@ -103,3 +104,15 @@ class RobustnessParams(Section):
         description="null, or a share of the facts above 0 and below 1"
     )
     success: Annotated[float, Field(gt=0, le=1)] | None = Field(description="null, or a score above 0, at most 1")
+
+
+class OverrideParams(Section):
+    """Whether an edit at one layer overrides what sits at another."""
+
+    count: AtLeast1 | None = Field(description=_FACTS)
+    methods: Several[Line] = Field(description=_METHODS)
+    problems: Several[_REPLACING] = Field(description=LIST_OF + " and ".join(get_args(_REPLACING)))
+    layers: Several[AtLeast0] = Field(description=_LAYERS)
+    window: AtLeast1 = Field(description="a whole number of layers, at least 1")
+    min_change: float = Field(gt=0, lt=1, description="a probability above 0 and below 1")
+    min_effect: float = Field(gt=0, lt=1, description="a probability above 0 and below 1")

@@ -15,7 +15,14 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import UserError
 from pipeline.settings.fields import DOWNLOAD, DOWNLOADED, LIST_OF, Several, choices
-from pipeline.settings.measures import EssenceParams, MapsParams, RobustnessParams, ScalingParams, TableParams
+from pipeline.settings.measures import (
+    EssenceParams,
+    MapsParams,
+    OverrideParams,
+    RobustnessParams,
+    ScalingParams,
+    TableParams,
+)
 from pipeline.settings.methods import method_section
 from pipeline.settings.sections import (
     ComputeParams,
@@ -33,8 +40,12 @@ from pipeline.settings.sections import (
 from pipeline.settings.yaml_errors import WHOLE_FILE, found, read_yaml, sentence
 
 # What the tables of a stage of measures/dvc.yaml rest on beside its own section.
-RESTS_ON = {"essence": ("edit", "regressions"), "robustness": ("edit", "regressions", "trace")}
-LISTING: dict[str, type[Section]] = {"edit": EditParams, "table": TableParams, "scaling": ScalingParams}
+RESTS_ON = {
+    "essence": ("edit", "regressions"), "robustness": ("edit", "regressions", "trace"), "override": ("edit",),
+}  # fmt: skip
+LISTING: dict[str, type[Section]] = {
+    "edit": EditParams, "table": TableParams, "scaling": ScalingParams, "override": OverrideParams,
+}  # fmt: skip
 
 
 class Params(Section):
@@ -55,6 +66,7 @@ class Params(Section):
     table: TableParams
     scaling: ScalingParams
     robustness: RobustnessParams
+    override: OverrideParams
     regressions: RegressionsParams
     report: ReportParams
     compute: ComputeParams
@@ -198,7 +210,7 @@ def with_methods(methods: Mapping[str, type], used: Collection[str]) -> type[Par
 
 
 def _used(tree: Mapping[Any, Any]) -> set[str]:
-    """The methods that the sections edit, table and scaling name, as far as they can be read."""
+    """The methods that the sections of LISTING name, as far as they can be read."""
     found = set()
     for name in LISTING:
         section = tree.get(name)
@@ -228,6 +240,11 @@ def check_against_model(params: Params, n_layers: int, sections: Collection[str]
             raise UserError(
                 f"params.yaml: {name}.layer is {own} but must stay within 0 to {n_layers - 1}, "
                 f"as {params.model.name} has {n_layers} blocks counted from 0"
+            )
+        if name == "override" and section.window > n_layers:
+            raise UserError(
+                f"params.yaml: override.window is {section.window} but must be 1 to {n_layers} layers, "
+                f"as {params.model.name} has {n_layers} blocks"
             )
         for window in getattr(section, "windows", ()) if name in ("trace", "maps", "robustness") else ():
             if window > n_layers:

@@ -40,7 +40,20 @@ def test_a_stage_depends_on_all_code_that_it_imports_and_on_no_other(stage: str)
 
 @pytest.mark.parametrize(
     "stage",
-    ["model", "facts", "trace", "localize", "statistics", "edit", "moments", "essence", "table", "maps", "robustness"],
+    [
+        "model",
+        "facts",
+        "trace",
+        "localize",
+        "statistics",
+        "edit",
+        "moments",
+        "essence",
+        "table",
+        "maps",
+        "robustness",
+        "override",
+    ],
 )
 def test_a_stage_that_computes_depends_on_all_that_is_in_the_keys_of_its_units(stage: str) -> None:
     assert "data/inputs/libraries.json" in STAGES[stage]["deps"]
