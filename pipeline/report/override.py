@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -43,7 +44,12 @@ Rows = dict[tuple[str, str, str, str], "pd.Series[float]"]
 
 def section(reports: Path, _data: Path, confidence: float) -> Section:
     """The section, from what stage `override` wrote. Raises UserError where a table is damaged."""
-    how = {"command": "make override", "keep_default_na": False, "na_values": [""], "dtype": {"edited": str}}
+    how: dict[str, Any] = {
+        "command": "make override",
+        "keep_default_na": False,
+        "na_values": [""],
+        "dtype": {"edited": str},
+    }
     table = read_made(reports / "override.csv", OVERRIDE_COLUMNS, **how)
     layers = read_made(reports / "override_layers.csv", LAYERS_COLUMNS, **how)
     pairs = list(dict.fromkeys(zip(table["method"], table["problem"], strict=True)))

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.analysis.override import OVERRIDE
-from pipeline.compute import engine, override_job, pending
+from pipeline.compute import edit_job, engine, override_job, pending
 from pipeline.compute.override_job import MEASURED, OverrideJob
 from pipeline.compute.store import Store
 from pipeline.edit import methods
@@ -29,7 +29,7 @@ from pipeline.facts.readers import read_facts
 from pipeline.lm.forward import proven
 from pipeline.lm.load import load
 from pipeline.lm.model import LanguageModel, window_range
-from pipeline.lm.noise import subject_noise
+from pipeline.lm.noise import NoiseTable, subject_noise
 from pipeline.lm.prompts import tokenize
 from pipeline.locate.tracing import FactTrace
 from pipeline.measure.edited import applied
@@ -97,7 +97,12 @@ class ByHand:
 
     def __init__(self, lm: LanguageModel, fact: Fact, target: str):
         self.lm, self.fact = lm, fact
-        at = {"subject": fact.subject, "subject_at": fact.subject_at, "target": target, "add_bos": lm.add_bos}
+        at: dict[str, Any] = {
+            "subject": fact.subject,
+            "subject_at": fact.subject_at,
+            "target": target,
+            "add_bos": lm.add_bos,
+        }
         self.prompt = tokenize(lm.tokenizer, fact.text, **at)
         assert self.prompt.subject is not None
         self.first, self.end = self.prompt.subject
@@ -143,14 +148,14 @@ def test_every_number_is_that_of_the_really_changed_model(
     shared: LanguageModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Edit] = []
-    whole = override_job.EditWorker.edited
+    whole = edit_job.EditWorker.edited
 
     def kept(self: Any, fact: Fact) -> Any:
         found = whole(self, fact)
         made.extend(found[1])
         return found
 
-    monkeypatch.setattr(override_job.EditWorker, "edited", kept)
+    monkeypatch.setattr(edit_job.EditWorker, "edited", kept)
     before = {name: value.clone() for name, value in shared.model.state_dict().items()}
     (fact, *_) = facts()
     table = frame(job_of(settings(), folder, (fact,)))
@@ -175,7 +180,7 @@ def test_every_number_is_that_of_the_really_changed_model(
                     assert (rows.loc[layer, "window_first"], rows.loc[layer, "window_last"]) == (span[0], span[-1])
                     mlps = {block: clean[block] for block in span}
                     restored = np.mean([asked.p(mlps, draw=draw) for draw in range(SAMPLES)])
-                    expected = {"p_restored": restored}
+                    expected = {"p_restored": float(restored)}
                     zeros = {block: torch.zeros_like(clean[block]) for block in span}
                     subject = slice(asked.first, asked.end)
                     expected |= {"p_zeroed": asked.p(zeros), "p_zeroed_subject": asked.p(zeros, subject)}
@@ -192,7 +197,7 @@ def test_the_old_site_is_named_under_the_traces_noise_and_measured_under_another
     shared: LanguageModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    whole = override_job.NoiseTable
+    whole = NoiseTable
 
     def noted(*args: Any) -> Any:
         seen.append(args[5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -98,10 +99,10 @@ def test_the_figure_shows_means_edited_layers_and_old_sites(tmp_path: Path) -> N
     lines = {line.get_label(): line for line in first.lines}
     assert lines["layer 4"].get_ydata() == pytest.approx([0, 0.5, 0, 0, 0.4, 0, 0, 0, 0, 0])
     dotted = [line for line in first.lines if line.get_linestyle() == ":"]
-    assert [line.get_xdata()[0] for line in dotted] == [4, 7]
+    assert [int(np.asarray(line.get_xdata())[0]) for line in dotted] == [4, 7]
     assert [line.get_color() for line in dotted] == [lines[f"layer {at}"].get_color() for at in (4, 7)]
     (marks,) = [line for line in first.lines if line.get_marker() == "^" and line.get_linestyle() == "None"]
-    assert list(marks.get_xdata()) == [1]
+    assert np.asarray(marks.get_xdata()).tolist() == [1]
     assert plot.save(tmp_path, 50)[0].stat().st_size > 1000
 
 
