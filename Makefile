@@ -13,6 +13,8 @@ AUDIT := $(VENV)/audit
 TORCH := 2.13.0
 PRESETS := $(patsubst presets/%.yaml,%,$(wildcard presets/*.yaml))
 PYTEST_ARGS ?=
+# The tests use one core each; a file's stay together, as they share models.
+AT_ONCE := -n auto --maxprocesses=8 --dist loadfile
 # What test-cpus runs: tests of numbers that the processor's rounding moves, wherever they stand.
 CPU_TESTS := -m rounding
 FUZZ_SECONDS ?= 300
@@ -99,7 +101,7 @@ import-units: $(READY)  ## take the finished units of FILE=... into the store
 	@python -m stages.units import '$(FILE)'
 
 test: $(READY)  ## the tests but the slow ones and the browser's; PYTEST_ARGS='-k rome' for some of them
-	@python -m pytest -m 'not slow and not browser' $(PYTEST_ARGS)
+	@python -m pytest -m 'not slow and not browser' $(AT_ONCE) $(PYTEST_ARGS)
 
 test-page: $(READY)  ## the page in a headless Chromium, which it installs where it may (Debian, Ubuntu)
 	@if ! command -v chromium >/dev/null; then \
