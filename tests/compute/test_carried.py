@@ -89,7 +89,7 @@ def test_a_damaged_unit_is_not_carried_on(tmp_path: Path, capsys: pytest.Capture
 def test_one_unsound_unit_keeps_all_out(tmp_path: Path, changed: dict[str, str | bytes], told: str) -> None:
     file = tmp_path / "units.parquet"
     export_units(filled(tmp_path / "here"), file)
-    rewritten(file, 7, **changed)
+    rewritten(file, 3, **changed)
     there = Store(tmp_path / "there")
     with pytest.raises(UserError, match=told):
         import_units(there, file)
