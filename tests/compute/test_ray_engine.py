@@ -104,6 +104,7 @@ def run(job: Job) -> pa.Table:
     return engine.run(job, Store("store"), CREW)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_its_unit_alone(marks: Any, capsys: pytest.CaptureFixture[str]) -> None:
     job = marks({2: "dies once"})
     table = run(job)
@@ -117,6 +118,7 @@ def test_a_worker_that_is_killed_costs_its_unit_alone(marks: Any, capsys: pytest
     assert "marks: 6/6 units" in told
 
 
+@pytest.mark.slow
 def test_a_unit_that_kills_every_worker_is_left_out_and_named(marks: Any) -> None:
     job = marks({1: "dies"})
     with pytest.raises(
@@ -168,6 +170,7 @@ def gone(pids: set[int]) -> bool:
     return psutil.wait_procs(there, timeout=WAIT)[1] == []
 
 
+@pytest.mark.slow
 def test_by_the_address_of_another_machine(marks: Any, cluster: str) -> None:
     job = marks({})
     with stage(cluster) as driver:
@@ -177,6 +180,7 @@ def test_by_the_address_of_another_machine(marks: Any, cluster: str) -> None:
     assert gone({pid for by in job.all() for pid in by})
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_loses_nothing_that_was_finished(
     marks: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +203,7 @@ def test_a_driver_that_is_killed_loses_nothing_that_was_finished(
     assert [path for path in Path().rglob("*") if ".tmp" in path.name] == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_driver_and_workers(marks: Any) -> None:
     job = marks({}, seconds=0.4)
     with stage("auto") as driver:
@@ -211,6 +216,7 @@ def test_ctrl_c_ends_driver_and_workers(marks: Any) -> None:
     assert gone({pid for by in job.all() for pid in by})
 
 
+@pytest.mark.slow
 def test_a_cluster_of_its_own_and_a_sentence_from_a_worker(marks: Any) -> None:
     job = marks({})
     with stage("local", "3") as driver:

@@ -128,6 +128,7 @@ def test_of_several_processes_one_makes_it(models: Path, tmp_path: Path) -> None
     assert sum("another process is making slow; waiting for it" in told for _, told in ends) == 2
 
 
+@pytest.mark.slow
 def test_where_the_models_are_is_in_no_table_and_no_key(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,8 @@ from pipeline.lm import cache, tiny
 from pipeline.seeds import derive
 from tests.conftest import ROOT, TINY_FACTS
 
+pytestmark = pytest.mark.slow  # the model is trained before the first of them
+
 Model = Any  # GPT2LMHeadModel and its fast tokenizer; their own types say nothing of the parts used here
 
 

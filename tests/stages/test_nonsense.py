@@ -137,6 +137,7 @@ SUBPROCESS = [
 ]
 
 
+@pytest.mark.slow
 def test_as_commands(project: Path) -> None:
     """As DVC runs them; processor time counts, less that of a process that only imports the stage."""
 
