@@ -61,10 +61,10 @@ robustness: ## whether other traces, metrics and facts change the conclusion
 override: ## edited models traced: does an edit override what sits elsewhere?
 
 # dvc.lock stays that of `make repro` alone, whose page has not what the stages beside the main path made.
-default-run: $(READY)  ## repro PRESET=default, maps, table, scaling; keep their small results in reports/default-run
+default-run: $(READY)  ## repro PRESET=default and all of measures/ but essence; keep their results in reports/default-run
 	@$(MAKE) repro PRESET=default
 	@cp dvc.lock dvc.lock.repro
-	@$(MAKE) maps table scaling
+	@$(MAKE) maps table scaling robustness override
 	@mv dvc.lock.repro dvc.lock
 	@rm -rf reports/default-run && mkdir -p reports/default-run/figures
 	@cp params.yaml reports/*.csv reports/{manifest.json,metrics.json,report.html,report.md} \
