@@ -25,7 +25,7 @@ from pipeline.analysis.override import (
 )
 from pipeline.analysis.trust import MIN_FACTS_OF_MEANS, bands_phrase
 from pipeline.analysis.trust import bands as trusted
-from pipeline.report.plots import Plot, bands, facts_phrase, legend_below, panels, style, words
+from pipeline.report.plots import Plot, bands, both_widths, facts_phrase, legend_below, panels, style, words
 from pipeline.report.section import Section, Table, number, with_interval
 from pipeline.report.sources import read_made
 from pipeline.words import method_label
@@ -307,6 +307,7 @@ def _kept(rows: Rows, name: str) -> Table:
     )
 
 
+@both_widths
 def _plot(layers: pd.DataFrame, name: str, file: str, confidence: float) -> Plot:
     shown = layers.assign(n=layers["n_facts"], line=layers["edited"].map(_where))
     order = list(dict.fromkeys(shown["line"]))
