@@ -84,8 +84,8 @@ def test_the_preset_runs_from_end_to_end(smoke: Smoke) -> None:
 
 
 def test_the_preset_takes_little_time(smoke: Smoke) -> None:
-    # Processor time, which other work on the machine stretches little; the training takes another 30 seconds.
-    assert smoke.cpu < 120
+    # Processor time, which other work on the machine stretches by a third; the training takes another 30 seconds.
+    assert smoke.cpu < 180
 
 
 def test_git_is_shown_the_lock_file_and_nothing_else(smoke: Smoke) -> None:
