@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
 
 from pipeline.analysis.aie import NOT_SEVERED
 from pipeline.compute import engine, maps_job
 from pipeline.compute.fetch import opened
 from pipeline.compute.store import Store
 from pipeline.compute.trace_job import TraceJob
-from pipeline.edit import methods
 from pipeline.facts.fact import Fact
 from pipeline.facts.known import fact_prompt
 from pipeline.facts.readers import read_facts
@@ -24,21 +22,15 @@ from pipeline.lm.noise import NoiseTable
 from pipeline.locate.severed import SeveredTrace
 from pipeline.settings.params import Params
 from pipeline.tables import to_arrow
-from tests.conftest import ROOT, TINY_FACTS, TINY_MODEL
+from tests.conftest import TINY_FACTS
+from tests.stages.projects import on_committed_model
 
 SD = 1.0
 
 
 def settings(folder: Path, **changes: dict[str, Any]) -> Params:
     """presets/smoke.yaml on the committed model, with some keys of its sections changed."""
-    yaml = YAML()
-    tree = yaml.load((ROOT / "presets" / "smoke.yaml").read_text("utf-8"))
-    changes = {"trace": {"modules": ["mlp"], "windows": [3]}, **changes}
-    for section, keys in {"model": {"name": str(TINY_MODEL), "device": "cpu"}, **changes}.items():
-        tree[section].update(keys)
-    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
-        yaml.dump(tree, file)
-    return methods.load(folder / "params.yaml")
+    return on_committed_model(folder, **{"trace": {"modules": ["mlp"], "windows": [3]}, **changes})
 
 
 @pytest.fixture(scope="module")

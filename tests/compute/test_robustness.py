@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
 
 from pipeline.analysis import robustness as analysed
 from pipeline.compute import corrupt_job, engine, inputs, maps_job, robustness
@@ -16,26 +15,20 @@ from pipeline.compute.corrupt_job import SCHEMA, CorruptJob
 from pipeline.compute.fetch import opened
 from pipeline.compute.store import Store
 from pipeline.compute.trace_job import TraceJob
-from pipeline.edit import methods
 from pipeline.facts.fact import Fact
 from pipeline.facts.readers import read_facts
 from pipeline.lm.forward import resumes
 from pipeline.locate.corruptions import CORRUPTIONS
 from pipeline.settings.params import Params
-from tests.conftest import ROOT, TINY_FACTS, TINY_MODEL
+from tests.conftest import TINY_FACTS
+from tests.stages.projects import on_committed_model
 
 SD, EMBEDDING_SD = 3.0, 1.0  # noise.multiple is 3
 
 
 def settings(folder: Path, **changes: dict[str, Any]) -> Params:
     """presets/smoke.yaml on the committed model, with some keys of its sections changed."""
-    yaml = YAML()
-    tree = yaml.load((ROOT / "presets" / "smoke.yaml").read_text("utf-8"))
-    for section, keys in {"model": {"name": str(TINY_MODEL), "device": "cpu"}, **changes}.items():
-        tree[section].update(keys)
-    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
-        yaml.dump(tree, file)
-    return methods.load(folder / "params.yaml")
+    return on_committed_model(folder, **changes)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from pipeline.facts.fact import Known
 from pipeline.facts.reading import left_out_frame
 from pipeline.settings.params import Params
 from pipeline.tables import to_arrow, write, write_csv, write_json
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY_MODEL
 
 MODEL = {
     "name": "trained:tiny", "source": "cached:tiny",
@@ -43,13 +43,24 @@ def start() -> None:
 
 def change(**sections: dict[str, Any]) -> Params:
     """Set keys of params.yaml's sections."""
+    return _with(Path("params.yaml"), Path("params.yaml"), sections)
+
+
+def on_committed_model(folder: Path, **sections: dict[str, Any]) -> Params:
+    """A params.yaml in `folder`: the smoke preset on the committed model, with keys of its sections set."""
+    model = {"name": str(TINY_MODEL), "device": "cpu"}
+    changes = {**sections, "model": model | sections.get("model", {})}
+    return _with(ROOT / "presets" / "smoke.yaml", folder / "params.yaml", changes)
+
+
+def _with(source: Path, target: Path, sections: dict[str, dict[str, Any]]) -> Params:
     yaml = YAML()
-    tree = yaml.load(Path("params.yaml").read_text("utf-8"))
+    tree = yaml.load(source.read_text("utf-8"))
     for section, keys in sections.items():
         tree[section].update(keys)
-    with Path("params.yaml").open("w", encoding="utf-8") as file:
+    with target.open("w", encoding="utf-8") as file:
         yaml.dump(tree, file)
-    return load()
+    return load(target)
 
 
 def upstream() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
 
 from pipeline.analysis import aie
 from pipeline.compute import inputs
@@ -17,7 +16,8 @@ from pipeline.report import extras
 from pipeline.settings.params import Params
 from pipeline.tables import read, read_record
 from stages import facts, maps, model, trace
-from tests.conftest import ROOT, TINY_FACTS, TINY_MODEL
+from tests.conftest import TINY_FACTS
+from tests.stages.projects import on_committed_model
 
 FACTS, BLOCKS = 4, 6
 MADE = ("data/maps.parquet", *(f"reports/{name}" for name in aie.TABLES))
@@ -27,13 +27,7 @@ MADE = ("data/maps.parquet", *(f"reports/{name}" for name in aie.TABLES))
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the stages have run."""
     folder = tmp_path_factory.mktemp("run")
-    yaml = YAML()
-    tree = yaml.load((ROOT / "presets" / "smoke.yaml").read_text("utf-8"))
-    tree["model"].update(name=str(TINY_MODEL), device="cpu")
-    tree["facts"].update(path=str(TINY_FACTS), count=FACTS)
-    tree["compute"].update(workers=1)
-    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
-        yaml.dump(tree, file)
+    on_committed_model(folder, facts={"path": str(TINY_FACTS), "count": FACTS}, compute={"workers": 1})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for stage in (model, facts, trace, maps):

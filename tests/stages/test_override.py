@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
 
 from pipeline.analysis.override import LAYERS_COLUMNS, OVERRIDE, OVERRIDE_COLUMNS
 from pipeline.compute import inputs
@@ -16,7 +15,8 @@ from pipeline.report import extras
 from pipeline.settings.params import Params
 from pipeline.tables import read, read_record, write_json
 from stages import facts, model, override, statistics
-from tests.conftest import ROOT, TINY_FACTS, TINY_MODEL
+from tests.conftest import TINY_FACTS
+from tests.stages.projects import on_committed_model
 
 FACTS, LAYERS = 3, [0, 3]
 MADE = ("data/override.parquet", "reports/override.csv", "reports/override_layers.csv")
@@ -30,15 +30,13 @@ def settings() -> Params:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the stages have run."""
     folder = tmp_path_factory.mktemp("run")
-    yaml = YAML()
-    tree = yaml.load((ROOT / "presets" / "smoke.yaml").read_text("utf-8"))
-    tree["model"].update(name=str(TINY_MODEL), device="cpu")
-    tree["facts"].update(path=str(TINY_FACTS), count=FACTS)
-    tree["edit"].update(text_tokens=0)
-    tree["override"].update(layers=LAYERS)
-    tree["compute"].update(workers=1)
-    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
-        yaml.dump(tree, file)
+    on_committed_model(
+        folder,
+        facts={"path": str(TINY_FACTS), "count": FACTS},
+        compute={"workers": 1},
+        edit={"text_tokens": 0},
+        override={"layers": LAYERS},
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         inputs.DATA.mkdir()

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from ruamel.yaml import YAML
 
 from pipeline.analysis.robustness import ROBUSTNESS_COLUMNS, TRACED
 from pipeline.analysis.scores import trace_measures
@@ -18,7 +17,8 @@ from pipeline.report import extras
 from pipeline.settings.params import Params
 from pipeline.tables import SCORES, TEXT, TRUTH, read, read_record, write
 from stages import facts, model, robustness, trace
-from tests.conftest import ROOT, TINY_FACTS, TINY_MODEL
+from tests.conftest import TINY_FACTS
+from tests.stages.projects import on_committed_model
 
 FACTS = 4
 MADE = ("data/robustness.parquet", "reports/robustness.csv", "reports/robustness_count.csv")
@@ -32,15 +32,13 @@ ASKED = {
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the stages have run."""
     folder = tmp_path_factory.mktemp("run")
-    yaml = YAML()
-    tree = yaml.load((ROOT / "presets" / "smoke.yaml").read_text("utf-8"))
-    tree["model"].update(name=str(TINY_MODEL), device="cpu")
-    tree["facts"].update(path=str(TINY_FACTS), count=FACTS)
-    tree["compute"].update(workers=1)
-    tree["regressions"].update(bootstrap_samples=40, permutations=40)
-    tree["robustness"].update(ASKED)
-    with (folder / "params.yaml").open("w", encoding="utf-8") as file:
-        yaml.dump(tree, file)
+    on_committed_model(
+        folder,
+        facts={"path": str(TINY_FACTS), "count": FACTS},
+        compute={"workers": 1},
+        regressions={"bootstrap_samples": 40, "permutations": 40},
+        robustness=ASKED,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for stage in (model, facts, trace):
