@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from pipeline.compute import edit_job, engine, essence_job, pending
 from pipeline.compute.essence_job import COLUMNS, EssenceJob
@@ -27,7 +26,7 @@ from pipeline.measure.edited import applied
 from pipeline.measure.essence import Essence
 from pipeline.settings.params import Params
 from tests.conftest import ROOT, TINY_FACTS, TINY_MODEL
-from tests.stages.projects import change, start, upstream
+from tests.stages.projects import change, start, unit_moments, upstream
 
 LENGTH, TEXTS, LAYERS = 14, 3, (0, 3, 5)
 PROBLEMS = ("error_injection", "fact_erasure")
@@ -41,8 +40,7 @@ def lm() -> LanguageModel:
 @pytest.fixture(scope="module")
 def folder(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("statistics")
-    size = lm.arch.key_size(0)
-    save_file({str(layer): torch.eye(size) for layer in range(lm.n_layers)}, made / "moments.safetensors")
+    unit_moments(made, size=lm.arch.key_size(0), blocks=lm.n_layers)
     return made
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from pipeline.analysis.override import OVERRIDE
 from pipeline.compute import edit_job, engine, override_job, pending
@@ -36,7 +35,7 @@ from pipeline.measure.edited import applied
 from pipeline.settings.params import Params
 from pipeline.tables import read, write
 from tests.conftest import ROOT, TINY_FACTS, TINY_MODEL
-from tests.stages.projects import change, start, upstream
+from tests.stages.projects import change, start, unit_moments, upstream
 
 LAYERS, WINDOW, SAMPLES, SD = (0, 3), 3, 2, 1.0
 
@@ -49,8 +48,7 @@ def lm() -> LanguageModel:
 @pytest.fixture(scope="module")
 def folder(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("statistics")
-    size = lm.arch.key_size(0)
-    save_file({str(layer): torch.eye(size) for layer in range(lm.n_layers)}, made / "moments.safetensors")
+    unit_moments(made, size=lm.arch.key_size(0), blocks=lm.n_layers)
     return made
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from pipeline.compute import edit_job, probe
 from pipeline.compute.edit_job import EditJob
@@ -25,6 +23,7 @@ from pipeline.measure import likelihood
 from pipeline.settings.params import Params
 from pipeline.tables import EDITS, read_json, write_json
 from tests.conftest import ROOT, TINY_FACTS, TINY_MODEL
+from tests.stages.projects import unit_moments
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +80,7 @@ def test_it_is_written_and_read_for_these_settings_only(lm: LanguageModel, param
 
 def job_of(params: Params, lm: LanguageModel, folder: Path, text: tuple[tuple[int, ...], ...]) -> EditJob:
     facts = tuple(replace(fact, neighborhood=()) for fact in read_facts("embedded", TINY_FACTS, 0)[:2])
-    size = lm.arch.key_size(0)
-    save_file({str(layer): torch.eye(size) for layer in range(lm.n_layers)}, folder / "moments.safetensors")
+    unit_moments(folder, size=lm.arch.key_size(0), blocks=lm.n_layers)
     made = {"source_key": "k"}
     return EditJob(params, model_of(lm), facts, 0.1, METHODS["rome"], "error_injection", made, ("",), folder, text)
 

@@ -82,4 +82,9 @@ def upstream() -> None:
     write_json(["", "Once"], folder / "contexts.json")
     ids = [[0] * settings.edit.text_tokens]
     write_json({"key": probe.key_of(settings, MODEL), "ids": ids}, folder / "probe.json")
-    save_file({str(layer): torch.eye(4) for layer in range(6)}, folder / "moments.safetensors")
+    unit_moments(folder, size=4, blocks=6)
+
+
+def unit_moments(folder: Path, *, size: int, blocks: int) -> None:
+    """Second moments of keys that are all as long and point anywhere: the identity for each block."""
+    save_file({str(block): torch.eye(size) for block in range(blocks)}, folder / "moments.safetensors")
