@@ -24,7 +24,7 @@ FILE ?= units.parquet
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro maps essence table scaling robustness override default-run second-model compare readme status prune export-units import-units test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
+.PHONY: help setup repro maps essence table scaling robustness override default-run second-model reference compare readme status prune export-units import-units test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -60,27 +60,41 @@ scaling: ## many edits at once, and which layers share them
 robustness: ## whether other traces, metrics and facts change the conclusion
 override: ## edited models traced: does an edit override what sits elsewhere?
 
-# dvc.lock stays that of `make repro` alone, whose page has not what the stages beside the main path made.
+# Results of the run that make up reports/$(1). dvc.lock stays that of `make repro PRESET=default` alone.
+define keep
+	@rm -rf reports/$(1) && mkdir -p reports/$(1)/figures
+	@cp params.yaml $(2) reports/{manifest.json,metrics.json,report.html,report.md} reports/$(1)/
+	@cp reports/figures/*.svg reports/$(1)/figures/
+endef
+
+# With the stages beside the main path its page is another one than that of `make repro`, which dvc.lock speaks of.
 default-run: $(READY)  ## repro PRESET=default and all of measures/ but essence; keep their results in reports/default-run
 	@$(MAKE) repro PRESET=default
 	@cp dvc.lock dvc.lock.repro
 	@$(MAKE) maps table scaling robustness override
 	@mv dvc.lock.repro dvc.lock
-	@rm -rf reports/default-run && mkdir -p reports/default-run/figures
-	@cp params.yaml reports/*.csv reports/{manifest.json,metrics.json,report.html,report.md} \
-	  reports/figures/rewrite_by_layer.png reports/default-run/
-	@cp reports/figures/*.svg reports/default-run/figures/
+	$(call keep,default-run,reports/*.csv)
+	@cp reports/figures/rewrite_by_layer.png reports/default-run/
 	@python -m pipeline.report.readme
 
-# As for default-run, dvc.lock stays what it was.
+# Without those that stages beside the main path may have left of another run.
+MAIN_TABLES := $(patsubst %,reports/%.csv,collapse collapse_r2 correlation_by_layer fractional layers localizers \
+  methods regressions reverse rewrite_by_layer scores_by_layer trace_by_layer trace_peaks)
+
 second-model: $(READY)  ## repro PRESET=second-model, and keep its small results in reports/second-model
-	@cp dvc.lock dvc.lock.repro
+	@[ -f dvc.lock.repro ] || cp dvc.lock dvc.lock.repro  # there is one where this was stopped
 	@$(MAKE) repro PRESET=second-model
 	@mv dvc.lock.repro dvc.lock
-	@rm -rf reports/second-model && mkdir -p reports/second-model/figures
-	@cp params.yaml reports/{collapse,collapse_r2,layers,localizers,methods,regressions,reverse,rewrite_by_layer,trace_by_layer}.csv \
-	  reports/{manifest.json,metrics.json,report.html,report.md} reports/second-model/
-	@cp reports/figures/*.svg reports/second-model/figures/
+	$(call keep,second-model,$(MAIN_TABLES))
+
+reference: $(READY)  ## the run that the README speaks of, all of measures/ too; keep its results in reports/reference
+	@echo 'make reference: about 10 hours on two CPU cores (estimated); stop it at will, it goes on where it was'
+	@[ -f dvc.lock.repro ] || cp dvc.lock dvc.lock.repro  # there is one where this was stopped
+	@$(MAKE) repro PRESET=reference
+	@$(MAKE) maps table scaling robustness override essence
+	@mv dvc.lock.repro dvc.lock
+	$(call keep,reference,reports/*.csv)
+	@python -m pipeline.report.readme
 
 compare: $(READY)  ## two runs' reports on one page, reports/compare.html: A=reports/default-run B=reports
 	@python -m pipeline.report.compare '$(A)' '$(B)'

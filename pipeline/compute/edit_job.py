@@ -63,7 +63,7 @@ class EditJob:
 
     @property
     def layers(self) -> list[int]:
-        return self.params.edit.layer_list(self.model["layers"])
+        return self.params.edit.layer_list(self.model["layers"], self.method.name)
 
     def units(self) -> Sequence[Unit]:
         params, problem = self.params, problems.PROBLEMS[self.problem]

@@ -128,7 +128,9 @@ AtLeast0 = Annotated[int, Field(ge=0, le=HUGE)]
 AtLeast1 = Annotated[int, Field(ge=1, le=HUGE)]
 ModulePath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.\w+)*$")]
 
-LAYERS = "all, or a list of different layers counted from 0, such as [0, 4, 8]"
+_LAYERS = "a list of different layers counted from 0, such as [0, 4, 8]"
+LAYERS = f"all, or {_LAYERS}"
+LayerList = Annotated[Several[AtLeast0], Field(description=_LAYERS)]
 LIST_OF = "a list of one or more of "
 
 

@@ -10,6 +10,7 @@ from pipeline.settings.fields import (
     TRACE_MEASURES,
     AtLeast0,
     AtLeast1,
+    LayerList,
     Line,
     Module,
     ProjectPath,
@@ -21,7 +22,6 @@ from pipeline.settings.sections import Section
 
 _FACTS = "null for all of the run's, or a whole number of facts, at least 1"
 _WIDTHS = "a list of one or more whole numbers of layers, each at least 1, such as [1, 5]"
-_LAYERS = "a list of different layers counted from 0, such as [0, 4, 8]"
 _SEVERED = Literal["mlp", "attn"]
 _CORRUPTION = Literal["gaussian", "zero", "replace"]
 _METRIC = Literal["probability", "log_probability", "logit_difference"]
@@ -53,7 +53,7 @@ class TableParams(Section):
     count: AtLeast1 = Field(description="a whole number of facts, at least 1")
     choose_on: AtLeast1 = Field(description="a whole number of facts, at least 1")
     methods: Several[Line] = Field(description=_METHODS)
-    layers: Several[AtLeast0] = Field(description=_LAYERS)
+    layers: LayerList
     generate_tokens: AtLeast1 = Field(description="a whole number of tokens, at least 1")
     generate_prompts: AtLeast1 = Field(description="a whole number of texts, at least 1")
     snippets: ProjectPath | None = Field(
@@ -79,7 +79,7 @@ class ScalingParams(Section):
         description="an even whole number of edits, at least 2"
     )
     windows: Several[AtLeast1] = Field(description=_WIDTHS)
-    layers: Several[AtLeast0] = Field(description=_LAYERS)
+    layers: LayerList
     count: AtLeast1 = Field(description="a whole number of facts, at least 1")
 
 
@@ -112,7 +112,7 @@ class OverrideParams(Section):
     count: AtLeast1 | None = Field(description=_FACTS)
     methods: Several[Line] = Field(description=_METHODS)
     problems: Several[_REPLACING] = Field(description=LIST_OF + " and ".join(get_args(_REPLACING)))
-    layers: Several[AtLeast0] = Field(description=_LAYERS)
+    layers: LayerList
     window: AtLeast1 = Field(description="a whole number of layers, at least 1")
     min_change: float = Field(gt=0, lt=1, description="a probability above 0 and below 1")
     min_effect: float = Field(gt=0, lt=1, description="a probability above 0 and below 1")

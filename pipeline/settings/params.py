@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, create_mod
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import UserError
-from pipeline.settings.fields import DOWNLOAD, DOWNLOADED, LIST_OF, Several, choices
+from pipeline.settings.fields import DOWNLOAD, DOWNLOADED, LIST_OF, LayerList, Several, choices
 from pipeline.settings.measures import (
     EssenceParams,
     MapsParams,
@@ -90,8 +90,9 @@ class Params(Section):
         return changed
 
     def with_layers(self, layers: Iterable[int]) -> "Params":
-        """These settings with other layers to edit."""
-        return self.model_copy(update={"edit": self.edit.model_copy(update={"layers": tuple(layers)})})
+        """These settings with other layers to edit, whatever the method."""
+        changed = {"layers": tuple(layers), "layers_by_method": {}}
+        return self.model_copy(update={"edit": self.edit.model_copy(update=changed)})
 
     def tree(self) -> dict[str, Any]:
         """All settings as params.yaml has them, for JSON."""
@@ -198,8 +199,12 @@ def with_methods(methods: Mapping[str, type], used: Collection[str]) -> type[Par
     """`Params` with a section for each of `methods`, needed for those that are `used`; nothing else is let through."""
     listed: Any = (Several[Literal[tuple(methods)]], Field(description=LIST_OF + ", ".join(methods)))  # type: ignore[misc]
     fields: dict[str, Any] = {}
+    by_method: Any = dict[Literal[tuple(methods)], LayerList]  # type: ignore[misc]
     for name, base in LISTING.items():
-        fields[name] = (create_model(base.__name__, __base__=base, methods=listed), ...)
+        own: dict[str, Any] = {"methods": listed}
+        if "layers_by_method" in base.model_fields:
+            own["layers_by_method"] = (by_method, base.model_fields["layers_by_method"])
+        fields[name] = (create_model(base.__name__, __base__=base, **own), ...)
     for name, settings in methods.items():
         section = method_section(name, settings)
         fields[name] = (section, ...) if name in used else (section | None, None)
@@ -229,13 +234,16 @@ def check_against_model(params: Params, n_layers: int, sections: Collection[str]
     """
     for name in sections:
         section = getattr(params, name)
-        layers, own = getattr(section, "layers", "all"), getattr(section, "layer", None)
-        for layer in [] if layers == "all" else layers:
-            if int(layer) >= n_layers:
-                raise UserError(
-                    f"params.yaml: {name}.layers holds {layer} but must stay within 0 to {n_layers - 1}, "
-                    f"as {params.model.name} has {n_layers} blocks counted from 0"
-                )
+        lists = {"layers": getattr(section, "layers", "all")}
+        lists |= {f"layers_by_method.{key}": own for key, own in getattr(section, "layers_by_method", {}).items()}
+        for key, layers in lists.items():
+            for layer in () if layers == "all" else layers:
+                if int(layer) >= n_layers:
+                    raise UserError(
+                        f"params.yaml: {name}.{key} holds {layer} but must stay within 0 to {n_layers - 1}, "
+                        f"as {params.model.name} has {n_layers} blocks counted from 0"
+                    )
+        own = getattr(section, "layer", None)
         if own is not None and own >= n_layers:
             raise UserError(
                 f"params.yaml: {name}.layer is {own} but must stay within 0 to {n_layers - 1}, "

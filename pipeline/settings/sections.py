@@ -18,6 +18,7 @@ from pipeline.settings.fields import (
     Dtype,
     FactsSource,
     KnownRule,
+    LayerList,
     Line,
     Module,
     ModulePath,
@@ -175,6 +176,9 @@ class EditParams(Section):
     methods: Several[Line] = Field(description=LIST_OF + "the names of editing methods")
     problems: Several[Problem] = Field(description=LIST_OF + ", ".join(PROBLEMS))
     layers: Literal["all"] | Several[AtLeast0] = Field(description=LAYERS)
+    layers_by_method: dict[Line, LayerList] = Field(
+        description="a mapping of methods to lists of different layers, such as {memit: [0, 4, 8]}"
+    )
     forcing_noise_samples: AtLeast1 = Field(description="a whole number of noise samples, at least 1")
     reversal_target: ReversalTarget = Field(description=choices(get_args(ReversalTarget)))
     erasure_min_p: float = Field(ge=0, lt=1, description="a probability of at least 0 and below 1")
@@ -184,9 +188,14 @@ class EditParams(Section):
     )
     collapse_nats: float = Field(gt=0, description="a number above 0, in nats a token")
 
-    def layer_list(self, n_layers: int) -> list[int]:
-        """The layers to edit in a model of `n_layers` blocks, ascending, counted from 0."""
-        return list(range(n_layers)) if self.layers == "all" else sorted(int(layer) for layer in self.layers)
+    def layer_list(self, n_layers: int, method: str | None = None) -> list[int]:
+        """The layers to edit in a model of `n_layers` blocks, ascending, counted from 0.
+
+        method: whose; None for those of any method in use.
+        """
+        general = range(n_layers) if self.layers == "all" else self.layers
+        listed = [self.layers_by_method.get(name, general) for name in (self.methods if method is None else [method])]
+        return sorted({int(layer) for layers in listed for layer in layers})
 
 
 class RegressionsParams(Section):

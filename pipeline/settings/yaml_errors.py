@@ -128,6 +128,7 @@ def _described(dotted: str, description: str | None, annotation: Any) -> Iterato
     elif inner is not None:
         below = tuple(inner.__annotations__ if is_typeddict(inner) else inner.model_fields)
         yield from _keys(inner, f"{dotted}.")
+    description = description or FieldInfo.from_annotation(annotation).description
     hint = description or f"a mapping with keys among {', '.join(below)}"
     yield dotted, Key(hint, below, isinstance(annotation, type) and issubclass(annotation, BaseModel))
 
