@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pipeline.closure import code_version, source
 from pipeline.errors import UserError
 from pipeline.settings import params
 from pipeline.tables import write_json
@@ -32,7 +33,8 @@ def run_stage(name: str, main: Callable[[params.Params], None], methods: Mapping
         path, seconds = TIMINGS / f"{name}.json", round(time.monotonic() - start, 1)
         if not (Work.asked and Work.asked == Work.found and path.exists()):
             used = {"seconds": seconds, "cpu_seconds": round(peak.cpu_seconds, 1), "peak_gb": round(peak.gb, 2)}
-            write_json({"stage": name, **used, "versions": versions()}, path)
+            code = Work.code or ({own: code_version(own)} if source(own := f"stages.{name}") else {})
+            write_json({"stage": name, **used, "code": code, "versions": versions()}, path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

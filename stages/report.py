@@ -41,7 +41,7 @@ def main(params: Params) -> None:
         write_csv(table, out / f"{name}.csv")
     counts, targets = count_edits(run.edits, params.edit.erasure_min_p), function_word_targets(run.edits)
     write_json(metrics(run.regressions, run.scores, run.facts, counts, targets), out / "metrics.json")
-    of_run = manifest.manifest(run.model, run.statistics, params.tree(), run.timings)
+    of_run = manifest.manifest(run.model, run.statistics, params.tree(), run.timings, extras.shown(data, fits, model))
     write_json(of_run, out / "manifest.json")
     told = {"layers": layers.section(localizers.of_tracing(run.choices), sure), "methods": comparison.section(compared)}
     report = document(

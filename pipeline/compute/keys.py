@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from pipeline.compute.closure import code_version
+from pipeline.closure import code_version
+from pipeline.watch import Work
 
 if TYPE_CHECKING:
     from pipeline.settings.params import Params
@@ -34,7 +35,8 @@ def key(**depends_on: Any) -> str:
 
 def common(params: Params, model: Mapping[str, Any], *modules: str) -> dict[str, Any]:
     """What every unit depends on that `modules` compute with the model that data/model.json describes."""
-    names = params.model.names
+    names, code = params.model.names, code_version(*modules)
+    Work.code[" ".join(modules)] = code
     return {
         "model": model["fingerprint"],
         "dtype": params.model.dtype,
@@ -44,7 +46,7 @@ def common(params: Params, model: Mapping[str, Any], *modules: str) -> dict[str,
         "tf32": params.compute.tf32,
         "compile": params.compute.compile,
         "versions": versions(),
-        "code": code_version(*modules),
+        "code": code,
     }
 
 

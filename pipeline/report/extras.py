@@ -93,6 +93,11 @@ def sections(
     return found
 
 
+def shown(data: Path, fits: Mapping[str, Mapping[str, Any]], model: str) -> list[str]:
+    """Names of the stages whose tables are there and of this run; as for `sections`."""
+    return [extra.name for extra in EXTRAS if _of_this_run(data, extra.name, fits, model)]
+
+
 def texts(data: Path, fits: Mapping[str, Mapping[str, Any]], model: str) -> pd.DataFrame | None:
     """What stage `table` had the model write; None where it is not there or another run's. As for `sections`."""
     return read(data / "table_texts.parquet", TEXTS) if _of_this_run(data, "table", fits, model) else None

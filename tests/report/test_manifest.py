@@ -5,13 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.manifest import manifest, read_timings
+from pipeline.report.manifest import lasting, manifest, read_timings
 from pipeline.tables import write_json
 
 
 def made(folder: Path, *problems: str, methods: tuple[str, ...] = ("rome",)) -> dict[str, Any]:
     params = {"edit": {"methods": methods, "problems": problems}}
     return manifest({}, {}, params, read_timings(folder))
+
+
+def test_stages_beside_the_main_path_stand_by_themselves(tmp_path: Path) -> None:
+    code = {"pipeline.compute.table_job": "0123456789abcdef"}
+    for stage in ("trace", "table", "maps"):
+        write_json(
+            {"stage": stage, "seconds": 2.0, "code": code, "versions": {"torch": "2.0"}}, tmp_path / f"{stage}.json"
+        )
+    params = {"edit": {"methods": (), "problems": ()}}
+    told = manifest({}, {}, params, read_timings(tmp_path), ["table", "essence"])
+    assert told["stages"] == {"trace": {"seconds": 2.0, "code": code}}
+    assert told["measures"] == {"table": {"seconds": 2.0, "code": code}}
+    assert set(lasting(told)) == {"model", "statistics", "params", "versions"}
 
 
 def test_timings_of_problems_that_params_no_longer_hold_are_left_out(tmp_path: Path) -> None:

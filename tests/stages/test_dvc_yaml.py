@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.compute.closure import closure
+from pipeline.closure import closure
 from pipeline.edit.methods import METHODS, SETTINGS
 from pipeline.settings.params import Params, with_methods
 from pipeline.settings.sections import Section

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.compute.closure import closure, code_version
+from pipeline.closure import closure, code_version
 
 FILES = {
     "__init__": "",
