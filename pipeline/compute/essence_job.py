@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from pipeline.compute.again import AgainJob, edit_jobs
 from pipeline.compute.edit_job import EditJob, EditWorker
-from pipeline.compute.keys import common, key, path
+from pipeline.compute.keys import path
 from pipeline.compute.machine import set_up
 from pipeline.compute.work import Unit
 from pipeline.edit.protocol import Edit, Method
@@ -34,15 +35,10 @@ COLUMNS = ("fact_id", "method", "problem", "layer", "perplexity_pre", "perplexit
 
 
 @dataclass(frozen=True)
-class EssenceJob:
-    """Perplexities before and after edits of every layer; a unit is one fact, method and problem.
+class EssenceJob(AgainJob):
+    """Perplexities before and after edits of every layer; a unit is one fact, method and problem."""
 
-    edits: a job of the edit stage for each method and problem, all of the same facts; none of its own measures is kept.
-    """
-
-    edits: tuple[EditJob, ...]
     step = "essence"
-    noun = "sets of edits"
 
     @classmethod
     def of_run(
@@ -50,35 +46,15 @@ class EssenceJob:
         made: tuple[dict[str, Any], tuple[str, ...]], folder: Path,
     ) -> EssenceJob:  # fmt: skip
         """Edits by the run's methods for its problems, of its first facts or all; made: the statistics in `folder`."""
-        chosen = facts[: params.essence.count]
-        return cls(
-            tuple(
-                EditJob(params, model, chosen, sd, methods[method], problem, *made, folder)
-                for method in params.edit.methods
-                for problem in params.edit.problems
-            )
-        )
-
-    @property
-    def params(self) -> Params:
-        return self.edits[0].params
+        chosen, by = facts[: params.essence.count], [methods[method] for method in params.edit.methods]
+        return cls(edit_jobs(params, model, chosen, sd, by, params.edit.problems, made, folder))
 
     def units(self) -> Sequence[Unit]:
-        settings, of = self.params.essence, common(self.params, self.edits[0].model, __name__)
-        depends = of | {"seed": self.params.seed, "texts": settings.texts, "tokens": settings.tokens}
-        rows = zip(*(job.units() for job in self.edits), strict=True)
-        return [
-            Unit(
-                key(**depends, step=self.step, edits=unit.key),
-                f"{unit.label} {job.method.name} {job.problem}",
-                (place, unit.item),
-            )
-            for row in rows
-            for place, (job, unit) in enumerate(zip(self.edits, row, strict=True))
-        ]
+        settings, seed = self.params.essence, self.params.seed
+        return self._units(self.step, __name__, seed=seed, texts=settings.texts, tokens=settings.tokens)
 
     def worker(self) -> Callable[[Unit], pa.Table]:
-        params, model = self.params, self.edits[0].model
+        params, model = self.params, self.model
         texts = _Texts(params, set_up(params, model["source"], fast=path(params, model) == "fast"))
         workers: dict[int, _EssenceWorker] = {}
 

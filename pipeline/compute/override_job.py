@@ -11,7 +11,7 @@ draws that named it. Edits are those of the edit stage, put into the weights for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from pipeline.compute.again import AgainJob, edit_jobs
 from pipeline.compute.edit_job import EditJob, EditWorker
-from pipeline.compute.keys import common, key, path
+from pipeline.compute.keys import path
 from pipeline.compute.machine import set_up
 from pipeline.compute.work import Unit
 from pipeline.edit.protocol import Edit, Method
@@ -53,17 +54,15 @@ MEASURED = ("p_pre", "p_post", "p_corrupt", "p_restored", *REPLACED)
 
 
 @dataclass(frozen=True)
-class OverrideJob:
+class OverrideJob(AgainJob):
     """Traces of edited models and replaced MLP outputs in them; a unit is one fact, method and problem.
 
-    edits: a job of the edit stage for each method and problem, at the layers of section `override`, all of the same
-    facts. own: the layers at which a fact may be edited because its trace names them.
+    edits: at the layers of section `override`. own: the layers at which a fact may be edited because its trace names
+    them.
     """
 
-    edits: tuple[EditJob, ...]
     own: tuple[int, ...]
     step = "override"
-    noun = "sets of edits"
 
     @classmethod
     def of_run(
@@ -86,36 +85,16 @@ class OverrideJob:
                     + ", ".join(map(str, there))
                 )
         chosen, at_layers = facts[: settings.count], params.with_layers(settings.layers)
-        jobs = tuple(
-            EditJob(at_layers, model, chosen, sd, methods[method], problem, *made, folder)
-            for method in settings.methods
-            for problem in settings.problems
-        )
-        return cls(jobs, tuple(own))
-
-    @property
-    def params(self) -> Params:
-        return self.edits[0].params
+        by = [methods[method] for method in settings.methods]
+        return cls(edit_jobs(at_layers, model, chosen, sd, by, settings.problems, made, folder), tuple(own))
 
     def units(self) -> Sequence[Unit]:
-        first, params = self.edits[0], self.params
-        depends = common(params, first.model, __name__)
-        depends |= {"seed": params.seed, "sd": first.sd, "samples": params.noise.samples}
-        depends |= {"window": params.override.window, "own": self.own}
-        rows = zip(*(job.units() for job in self.edits), strict=True)
-        return [
-            Unit(
-                key(**depends, step=self.step, edits=unit.key, fact=asdict(unit.item)),
-                f"{unit.label} {job.method.name} {job.problem}",
-                (place, unit.item),
-            )
-            for row in rows
-            for place, (job, unit) in enumerate(zip(self.edits, row, strict=True))
-        ]
+        params, sd = self.params, self.edits[0].sd
+        noise = {"seed": params.seed, "sd": sd, "samples": params.noise.samples}
+        return self._units(self.step, __name__, **noise, window=params.override.window, own=self.own)
 
     def worker(self) -> Callable[[Unit], pa.Table]:
-        first = self.edits[0]
-        lm = set_up(self.params, first.model["source"], fast=path(self.params, first.model) == "fast")
+        lm = set_up(self.params, self.model["source"], fast=path(self.params, self.model) == "fast")
 
         def compute(unit: Unit) -> pa.Table:
             place, fact = unit.item
