@@ -23,7 +23,7 @@ def main(params: Params) -> None:
     measured = runs.run(job)
     table, settings = with_score(measured.to_pandas()), params.regressions
     plan = Resampling(**settings.resampling, seed=params.seed)
-    design = Design(keep_null_layers=settings.null_layers == "keep", folds=settings.folds, plan=plan)
+    design = Design(**settings.design, plan=plan)
     rows = beside_traces(read(inputs.DATA / "scores.parquet", SCORES), table)
     write(table, TABLE)
     write_csv(essence_by_layer(table, plan), BY_LAYER)

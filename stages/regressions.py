@@ -16,11 +16,7 @@ from stages._run import run_stage
 def main(params: Params) -> None:
     """Run every regression that params names, with intervals and tests, compare layers to edit at, and localizers."""
     settings, data, reports = params.regressions, Path("data"), Path("reports")
-    design = Design(
-        keep_null_layers=settings.null_layers == "keep",
-        folds=settings.folds,
-        plan=Resampling(**settings.resampling, seed=params.seed),
-    )
+    design = Design(**settings.design, plan=Resampling(**settings.resampling, seed=params.seed))
     scores = read(data / "scores.parquet", SCORES)
     table = regression_table(scores, settings.scores, settings.trace_measures, design)
     bounded = fractional_table(scores, settings.scores, settings.trace_measures, design)

@@ -26,7 +26,7 @@ def main(params: Params) -> None:
     run = sources.read_all(out, data, params.edit.methods, params.edit.problems)
     settings, score, measure = params.regressions, params.regressions.scores[0], params.regressions.trace_measures[0]
     plan = Resampling(**settings.resampling, seed=params.seed)
-    keep, named = settings.null_layers == "keep", (settings.scores, settings.trace_measures)
+    keep, named = settings.keep_null_layers, (settings.scores, settings.trace_measures)
     made = by_layer_tables(run.scores, run.trace, *named, plan, keep_null_layers=keep)
     harm, compared = collapse_table(run.scores, run.edits), comparison_table(run.scores, plan)
     back = reverse_table(run.scores, run.edits, compared)

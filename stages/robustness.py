@@ -21,11 +21,7 @@ def main(params: Params) -> None:
     wanted = robustness.variants(params, inputs.model(params, "robustness"), facts)
     own = robustness.own(params, facts, read(DATA / "trace.parquet", TRACE))
     traced = by_layer(robustness.assembled(own, [(each, runs.run(each.job)) for each in wanted]))
-    design = Design(
-        keep_null_layers=settings.null_layers == "keep",
-        folds=settings.folds,
-        plan=Resampling(**settings.resampling, seed=params.seed),
-    )
+    design = Design(**settings.design, plan=Resampling(**settings.resampling, seed=params.seed))
     regressed = Asked(
         score=settings.scores[0],
         measure=settings.trace_measures[0],

@@ -214,6 +214,16 @@ class RegressionsParams(Section):
         """What `pipeline.analysis.profiles.Resampling` wants beside the seed."""
         return {"samples": self.bootstrap_samples, "permutations": self.permutations, "confidence": self.confidence}
 
+    @property
+    def keep_null_layers(self) -> bool:
+        """Whether layers where a method cannot act are among the rows."""
+        return self.null_layers == "keep"
+
+    @property
+    def design(self) -> dict[str, Any]:
+        """What `pipeline.analysis.regression.Design` wants beside the resampling."""
+        return {"keep_null_layers": self.keep_null_layers, "folds": self.folds}
+
 
 class ReportParams(Section):
     """How the report looks."""
