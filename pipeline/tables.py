@@ -145,7 +145,11 @@ def write_json(value: Any, path: Path) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
+def csv_text(table: pd.DataFrame) -> str:
+    """A table as CSV with ten significant digits, so that rounding in the last bits changes no file."""
+    return str(table.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+
+
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV with ten significant digits, so that rounding in the last bits changes no file."""
-    text: str = table.to_csv(index=False, float_format="%.10g", lineterminator="\n")
-    write_bytes(path, text.encode("utf-8"))
+    """Write a table as CSV, as `csv_text` has it."""
+    write_bytes(path, csv_text(table).encode("utf-8"))

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -21,6 +20,7 @@ from pipeline.report.explorer import Explorer
 from pipeline.report.plots import Plot
 from pipeline.report.scripts import licences, policy, scripts
 from pipeline.report.section import Section
+from pipeline.tables import csv_text
 
 _SVG_LIMIT = 1_000_000  # bytes; a figure of more points than this is lighter as pixels
 _NUMBER = re.compile(r"[<+−-]?[\d.,]+(e[+-]?\d+)?%?( \(.*\))?|–|[\d.−-]+ to [\d.−-]+")
@@ -42,7 +42,8 @@ class Picture(NamedTuple):
 
 def picture(plot: Plot, folder: Path, dpi: int) -> Picture:
     """Save a figure in `folder`."""
-    return Picture(plot.title, plot.caption, *plot.save(folder, dpi), _csv(plot.data), plot.save_narrow(folder))
+    data = "" if plot.data is None else csv_text(plot.data)
+    return Picture(plot.title, plot.caption, *plot.save(folder, dpi), data, plot.save_narrow(folder))
 
 
 def save(plots: Iterable[Plot], folder: Path, dpi: int) -> list[Picture]:
@@ -137,10 +138,6 @@ def _data(sections: Sequence[Section], pictures: Sequence[Picture], reports: Pat
     of_tables = {name: anchor(name, (reports / name).read_text("utf-8")) for name in there}
     drawn = {one.svg.stem: anchor(f"figure-{one.svg.stem}.csv", one.data) for one in pictures if one.data}
     return {"files": files, "tables": of_tables, "figures": drawn}
-
-
-def _csv(table: pd.DataFrame | None) -> str:
-    return "" if table is None else table.to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
 def _marked(text: str) -> Markup:
