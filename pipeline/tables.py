@@ -48,6 +48,13 @@ TABLE_TEXTS = {  # of stage table: a row a text, what it is before and after an 
     "after": TEXT, "entropy": NUMBER, "reference": NUMBER,
 }  # fmt: skip
 
+# Words in cells that several wings write or look for.
+ERROR_INJECTION = "error_injection"  # the problem of all tables that compare methods
+UNEDITED, NO_LAYER = "unedited", -1  # method or status, and layer, of rows of the model without an edit
+BEST = "best on other facts"  # why stage table shows a method at a layer
+NOT_SEVERED = "none"  # of data/maps.parquet
+OWN = "run"  # the variation of data/robustness.parquet that is the run's own traces
+
 LEFT_OUT = ("record", "source_file", "reason")  # of data/left_out.csv
 
 TABLE_VERSION = "1"  # raised when the meaning of a column changes

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from pipeline.analysis.profiles import Resampling, mean_interval
 from pipeline.seeds import derive
+from pipeline.tables import NOT_SEVERED
 
 ROLES = ("first_subject", "middle_subject", "last_subject", "first_subsequent", "further", "last_token")
-NOT_SEVERED = "none"
 AIE_COLUMNS = ("module", "window", "severed", "token_role", "layer", "effect", "low", "high", "n_facts")
 ATE_COLUMNS = ("p_clean", "p_corrupt", "effect", "low", "high", "confidence", "n_facts", "n_lowered")
 SEVERED_COLUMNS = ("severed", "token_role", "layer", "intact", "effect", "taken", "low", "high", "n_facts")

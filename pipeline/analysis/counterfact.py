@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.analysis.profiles import Resampling, interval, mean_interval, resampled_means, with_ends
 from pipeline.analysis.scores import one_row_a_prompt
+from pipeline.tables import ERROR_INJECTION
 
-PROBLEM = "error_injection"
 KINDS = {"rewrite": ("ES", "EM"), "paraphrase": ("PS", "PM"), "neighborhood": ("NS", "NM")}
 MEASURES = tuple(name for names in KINDS.values() for name in names)
 IN_S = ("ES", "PS", "NS")
@@ -37,7 +37,7 @@ def fact_measures(edits: pd.DataFrame) -> pd.DataFrame:
     and edits that failed are left out. A measure is NaN for a fact without prompts of its kind. Raises UserError where
     an edit has two rows for one prompt.
     """
-    rows = edits[(edits["problem"] == PROBLEM) & (edits["status"] == "ok")]
+    rows = edits[(edits["problem"] == ERROR_INJECTION) & (edits["status"] == "ok")]
     one_row_a_prompt(rows, _EDIT, ", so edit with one window at a time")
     margin = (rows["p_post"] - rows["p_baseline_post"]) * np.where(rows["prompt_kind"] == "neighborhood", -1, 1)
     prompts = rows[[*_EDIT, "prompt_kind"]].assign(

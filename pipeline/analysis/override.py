@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.analysis.profiles import Resampling, mean_interval
-from pipeline.tables import NUMBER, TEXT, WHOLE
+from pipeline.tables import NO_LAYER, NUMBER, TEXT, WHOLE
 
 OVERRIDE = {
     "fact_id": TEXT, "method": TEXT, "problem": TEXT, "old_layer": WHOLE, "edited_layer": WHOLE, "edit_first": WHOLE,
@@ -50,7 +50,6 @@ QUANTITIES = (
 _Floats = NDArray[np.float64]
 _Truths = NDArray[np.bool_]
 _KEYS = ["method", "problem", "object"]
-_UNEDITED = -1  # edited_layer of the unedited model's rows
 _DIGITS = 12  # effects that agree to so many are tied; the lowest layer is taken
 
 
@@ -187,7 +186,7 @@ def _by_object(table: pd.DataFrame) -> Iterator[tuple[dict[str, Any], dict[str, 
 
 def _curves(rows: pd.DataFrame) -> Curves:
     one = rows.iloc[0]
-    edited = int(one["edited_layer"]) != _UNEDITED
+    edited = int(one["edited_layer"]) != NO_LAYER
     return Curves(
         label=int(one["edited_layer"]),
         old=int(one["old_layer"]),

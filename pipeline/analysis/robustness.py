@@ -32,9 +32,8 @@ from pipeline.analysis.regression import MIN_FACTS, Design, adjusted, regress
 from pipeline.analysis.scores import TRACE_MEASURES, trace_measures
 from pipeline.analysis.trust import MIN_FACTS_SHOWN
 from pipeline.errors import UserError
-from pipeline.tables import NUMBER, TEXT, WHOLE
+from pipeline.tables import NUMBER, OWN, TEXT, WHOLE
 
-OWN = "run"
 TRACED = {"variation": TEXT, "value": TEXT, "fact_id": TEXT, "layer": WHOLE} | dict.fromkeys(TRACE_MEASURES, NUMBER)
 ROBUSTNESS_COLUMNS = (
     "method", "problem", "score", "edit_window", "variation", "value", "n_facts", "n_left_out", "n_relations",

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from pipeline.analysis.counterfact import IN_S, fact_measures, harmonic_mean
 from pipeline.analysis.profiles import Resampling, interval, mean_interval, resampled_means, with_ends
+from pipeline.tables import UNEDITED
 
 _Floats = NDArray[np.float64]
 SHOWN = ("S", *IN_S, "GE")
-UNEDITED = "unedited"
 
 
 def _columns(names: Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from pipeline.edit.published import LAYERS, place
 from pipeline.facts.fact import Fact
 
 PART = 50  # facts of the unedited model's units
-UNEDITED = "unedited"
 
 if TYPE_CHECKING:
     from pipeline.settings.params import Params

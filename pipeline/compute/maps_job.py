@@ -21,12 +21,11 @@ from pipeline.facts.fact import Fact
 from pipeline.lm.memory import budget, halving, rows_within
 from pipeline.lm.noise import NoiseTable
 from pipeline.locate.severed import SeveredTrace
-from pipeline.tables import to_arrow
+from pipeline.tables import NOT_SEVERED, to_arrow
 
 if TYPE_CHECKING:
     from pipeline.settings.params import Params
 
-NOT_SEVERED = "none"
 COLUMNS = [
     "fact_id", "module", "window", "severed", "token_index", "token", "token_role", "layer", "p_clean", "p_corrupt",
     "p_restored", "effect",

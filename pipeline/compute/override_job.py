@@ -37,14 +37,12 @@ from pipeline.locate.last_subject import LastSubjectTrace
 from pipeline.locate.replaced import SubjectMlps
 from pipeline.locate.tracing import Trace
 from pipeline.measure.edited import applied
-from pipeline.tables import to_arrow
+from pipeline.tables import NO_LAYER, UNEDITED, to_arrow
 
 if TYPE_CHECKING:
     from pipeline.lm.model import LanguageModel
     from pipeline.settings.params import Params
 
-NO_LAYER = -1  # edited_layer, edit_first and edit_last of the unedited model
-UNEDITED = "unedited"  # its status
 OBJECTS = ("new", "true")
 REPLACED = {  # column: whether the outputs put in are the unedited model's, whether at all of the subject's tokens
     "p_unedited": (True, False), "p_unedited_subject": (True, True),

@@ -12,10 +12,11 @@ from pipeline.compute.batches import Batch, layer_of, mixture_batches, scaling_b
 from pipeline.compute.edit_job import EditJob
 from pipeline.compute.keys import path
 from pipeline.compute.scaling_job import Made, ScalingJob, at_once
-from pipeline.compute.sequence_job import PROBLEM, RUN, Run, SequenceJob, Setting
+from pipeline.compute.sequence_job import RUN, Run, SequenceJob, Setting
 from pipeline.edit.methods import METHODS, moments_window
 from pipeline.facts.fact import Fact
 from pipeline.settings.params import Params
+from pipeline.tables import ERROR_INJECTION
 
 MIXED = "memit"  # the method of the mixtures and of the sweep over windows
 
@@ -69,10 +70,10 @@ def places(params: Params, model: dict[str, Any], facts: Sequence[Fact]) -> pd.D
     """
     tables = []
     for window in params.scaling.windows if MIXED in params.scaling.methods else ():
-        own = params.for_problem(MIXED, PROBLEM) | {"window": window}
+        own = params.for_problem(MIXED, ERROR_INJECTION) | {"window": window}
         asked = params.with_layers(params.scaling.layers).with_section(MIXED, **own)
         made = statistics.read_for(asked, model, beside.STATISTICS, window)
         chosen = tuple(facts[: params.scaling.count])
-        job = EditJob(asked, model, chosen, 1.0, METHODS[MIXED], PROBLEM, *made, beside.STATISTICS)
+        job = EditJob(asked, model, chosen, 1.0, METHODS[MIXED], ERROR_INJECTION, *made, beside.STATISTICS)
         tables.append(runs.run(job).to_pandas())
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.compute.batches import UNEDITED, Batch
+from pipeline.compute.batches import Batch
 from pipeline.compute.keys import common, key, path
 from pipeline.compute.machine import set_up
-from pipeline.compute.sequence_job import PROBLEM, Setting, updates
+from pipeline.compute.sequence_job import Setting, updates
 from pipeline.compute.work import Unit
 from pipeline.edit.finetune import FineTune
 from pipeline.edit.memit import Memit
@@ -31,7 +31,7 @@ from pipeline.measure.edited import applied
 from pipeline.measure.generation import generation_entropy
 from pipeline.measure.probabilities import Measurement, prompt_kinds, questions
 from pipeline.measure.writing import written_as_is
-from pipeline.tables import to_arrow
+from pipeline.tables import ERROR_INJECTION, NO_LAYER, UNEDITED, to_arrow
 
 if TYPE_CHECKING:
     from pipeline.settings.params import Params
@@ -105,12 +105,12 @@ class _Worker:
             texts = {fact.fact_id: text for fact, text in zip(written, said, strict=True)}
             rows = [row for fact in batch.facts for row in self._rows(fact, edit, texts.get(fact.fact_id, ""))]
         of = {"study": batch.study, "batch": batch.number, "method": self.job.name, "n_edits": batch.n_edits}
-        return pd.DataFrame(rows).assign(**of, layer=edit.layer, problem=PROBLEM)
+        return pd.DataFrame(rows).assign(**of, layer=edit.layer, problem=ERROR_INJECTION)
 
     def _edit(self, made: Made) -> Edit:
         setting, batch = self.setting, made.batch
         if setting is None:
-            return Edit(-1, (), 0.0, 0.0, 0)
+            return Edit(NO_LAYER, (), 0.0, 0.0, 0)
         if made.runs:
             return Edit(setting.layer, tuple(u for table in made.runs for u in updates(table)), 0.0, 0.0, 0)
         requests = [setting.request(self.lm, fact) for fact in batch.facts]

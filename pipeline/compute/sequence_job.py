@@ -26,14 +26,13 @@ from pipeline.edit.protocol import Edit, Editor, EditRequest, LowRank, Method, R
 from pipeline.edit.sequence import in_sequence
 from pipeline.facts.fact import Fact
 from pipeline.lm.memory import budget
-from pipeline.tables import to_arrow
+from pipeline.tables import ERROR_INJECTION, to_arrow
 
 if TYPE_CHECKING:
     from pipeline.lm.model import LanguageModel
     from pipeline.settings.params import Params
 
 RUN = 25  # edits of a unit
-PROBLEM = "error_injection"
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Setting:
         params = self.params
         return common(params, self.model, self.method.module, *modules) | {
             "method": self.method.name,
-            "settings": params.for_problem(self.method.name, PROBLEM),
+            "settings": params.for_problem(self.method.name, ERROR_INJECTION),
             "layer": self.layer,
             "statistics": self.statistics["source_key"],
             "prefixes": self.prefixes,
@@ -71,14 +70,14 @@ class Setting:
             with safe_open(self.folder / "moments.safetensors", framework="pt") as file:
                 return file.get_tensor(str(layer)).to(lm.device)
 
-        settings = self.method.settings(**self.params.for_problem(self.method.name, PROBLEM))
+        settings = self.method.settings(**self.params.for_problem(self.method.name, ERROR_INJECTION))
         return self.method.editor(
             settings, Resources(moment, self.params.statistics.ridge, path(self.params, self.model))
         )
 
     def request(self, lm: LanguageModel, fact: Fact) -> EditRequest:
         """To say target_false of the fact."""
-        of = problems.PROBLEMS[PROBLEM], fact, fact.target_false, self.prefixes, None, fact.target_true
+        of = problems.PROBLEMS[ERROR_INJECTION], fact, fact.target_false, self.prefixes, None, fact.target_true
         return problems.edit_request(lm, *of)
 
     def memory(self, lm: LanguageModel) -> int:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline.compute import beside, inputs, statistics
 from pipeline.compute.edit_job import EditJob
-from pipeline.compute.table_job import NO_LAYER, PROBLEM, UNEDITED, WRITTEN, TableJob
+from pipeline.compute.table_job import WRITTEN, TableJob
 from pipeline.edit.methods import METHODS, moments_window
 from pipeline.edit.published import place
 from pipeline.errors import UserError
@@ -29,9 +29,9 @@ from pipeline.measure.generation import (
     statements,
 )
 from pipeline.settings.params import Params
-from pipeline.tables import FACTS, TABLE_TEXTS, read
+from pipeline.tables import BEST, ERROR_INJECTION, FACTS, NO_LAYER, TABLE_TEXTS, UNEDITED, read
 
-BEST, PAPERS = "best on other facts", "published depth"  # why a method is shown at a layer
+PAPERS = "published depth"  # why a method is shown at a layer that is not BEST
 
 
 class Row(NamedTuple):
@@ -73,8 +73,8 @@ def reporting_job(
         jobs.append(_job(params, model, facts, method, sorted(at)))
         rows.append(Row(method, NO_LAYER if _everywhere(params, method) else layer, BEST))
         if there and there.settings:
-            changed = params.for_problem(method, PROBLEM) | there.settings
-            if changed != params.for_problem(method, PROBLEM):
+            changed = params.for_problem(method, ERROR_INJECTION) | there.settings
+            if changed != params.for_problem(method, ERROR_INJECTION):
                 jobs.append(_job(params.with_section(method, **changed), model, facts, method, [there.layer]))
             rows.append(Row(method, NO_LAYER, PAPERS))
         elif there:
@@ -84,7 +84,7 @@ def reporting_job(
 
 def _everywhere(params: Params, method: str) -> bool:
     """Whether the method's one edit changes all blocks, whatever the layer."""
-    return params.for_problem(method, PROBLEM).get("window") == "all"
+    return params.for_problem(method, ERROR_INJECTION).get("window") == "all"
 
 
 def _job(
@@ -94,7 +94,7 @@ def _job(
     window = moments_window(at, method)
     made = statistics.read_for(at, dict(model), beside.STATISTICS, window)
     no_noise = 0.0  # error injection has none
-    return EditJob(at, dict(model), facts, no_noise, METHODS[method], PROBLEM, *made, beside.STATISTICS)
+    return EditJob(at, dict(model), facts, no_noise, METHODS[method], ERROR_INJECTION, *made, beside.STATISTICS)
 
 
 def texts(params: Params, rows: pd.DataFrame) -> pd.DataFrame:

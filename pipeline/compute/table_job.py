@@ -23,15 +23,12 @@ from pipeline.facts.fact import Fact
 from pipeline.measure.collapse import Harm
 from pipeline.measure.probabilities import Measurement, edit_frame, questions
 from pipeline.measure.writing import prompts_about, written
-from pipeline.tables import to_arrow
+from pipeline.tables import ERROR_INJECTION, NO_LAYER, UNEDITED, to_arrow
 
 if TYPE_CHECKING:
     from pipeline.lm.model import LanguageModel
     from pipeline.settings.params import Params
 
-PROBLEM = "error_injection"
-UNEDITED = "unedited"  # the method of rows without an edit
-NO_LAYER = -1  # of rows without an edit, and of one edit that stands for all layers
 WRITTEN = "writing"  # the prompt_kind of rows that hold a text in place of probabilities
 
 
@@ -71,7 +68,7 @@ class TableJob:
         edits = [Edit(NO_LAYER, (), 0.0, 0.0, 0)]
         for editor in editors:
             frame, made = editor.edited(fact)
-            frames.append(frame if editor.editor.window else frame.assign(layer=NO_LAYER))
+            frames.append(frame if editor.editor.window else frame.assign(layer=NO_LAYER))  # one edit of all layers
             edits += made
         prompts = prompts_about(fact, self.params.table.generate_prompts)
         sound = [e for e, edit in enumerate(edits) if edit.status == "ok"]
@@ -91,9 +88,9 @@ class TableJob:
 
 def unedited(lm: LanguageModel, fact: Fact) -> pd.DataFrame:
     """data/edits' rows of a fact whose model is as it was: p_post is p_pre."""
-    target, baseline = problems.objects(problems.PROBLEMS[PROBLEM], fact, None)
+    target, baseline = problems.objects(problems.PROBLEMS[ERROR_INJECTION], fact, None)
     before = Measurement(lm, questions(lm, fact, target, baseline, 0), None).before()
     edit = Edit(NO_LAYER, (), 0.0, 0.0, 0)
     harm = Harm(np.zeros(1), float("nan"), np.full(1, np.nan))
-    frame = edit_frame(fact, PROBLEM, UNEDITED, 0, target, baseline, before, [edit], before[None], harm)
+    frame = edit_frame(fact, ERROR_INJECTION, UNEDITED, 0, target, baseline, before, [edit], before[None], harm)
     return frame.assign(update_key="")

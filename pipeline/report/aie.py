@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import seaborn as sns
 
-from pipeline.analysis.aie import AIE_COLUMNS, ATE_COLUMNS, NOT_SEVERED, PEAK_COLUMNS, ROLES, SEVERED_COLUMNS
+from pipeline.analysis.aie import AIE_COLUMNS, ATE_COLUMNS, PEAK_COLUMNS, ROLES, SEVERED_COLUMNS
 from pipeline.analysis.trust import MIN_FACTS_OF_MEANS, bands_phrase
 from pipeline.analysis.trust import bands as trusted
 from pipeline.report.plots import (
@@ -24,6 +24,7 @@ from pipeline.report.plots import (
 )
 from pipeline.report.section import Section, Table, number, with_interval
 from pipeline.report.sources import read_made
+from pipeline.tables import NOT_SEVERED
 
 _MODULES = {"hidden": "hidden state", "mlp": "MLP", "attn": "attention"}
 _ROLES = {

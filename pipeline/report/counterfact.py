@@ -14,13 +14,11 @@ from pipeline.analysis.trust import MIN_FACTS_OF_MEANS
 from pipeline.report.plots import Plot, both_widths, facts_phrase, legend_below, listed, panels, style
 from pipeline.report.section import Section, Table, number, record, with_interval
 from pipeline.report.sources import read_made
-from pipeline.tables import FACTS, TABLE_TEXTS, read, read_record
+from pipeline.tables import BEST, FACTS, TABLE_TEXTS, UNEDITED, read, read_record
 from pipeline.words import method_label
 
 COLUMNS = ("S", *MEASURES, *GENERATED)
 PUBLISHED_COLUMNS = ("model", "method", *COLUMNS)
-UNEDITED = "unedited"
-BEST = "best on other facts"
 HUNDREDTHS = 100  # the papers' unit
 SPOKEN = 2  # facts whose texts are shown, and prompts of each
 _DRAWN = {"ES": "ES, the edited prompt", "PS": "PS, paraphrases", "NS": "NS, neighborhood"}

@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 
 from pipeline.report.plots import words
 from pipeline.report.scripts import safe_json
+from pipeline.tables import UNEDITED
 from pipeline.words import method_label
 
 SCORES = ("rewrite", "paraphrase", "neighborhood", "overall")
 BUDGET = 9_500_000  # bytes of records; with figures, tables and libraries a page stays below 15 MB
 Rows = Mapping[str, NDArray[Any]]  # columns of some rows of a table
 _SUBJECT = ("first_subject", "middle_subject", "last_subject")
-_UNEDITED = "unedited"  # the rows of data/table_texts.parquet that say what is there before any edit
 _LEVELS = 1000  # whole parts of 1, or of a map's largest effect
 
 
@@ -224,7 +224,7 @@ def _texts(rows: Rows) -> list[list[Any]]:
     return [
         [method_label(str(method)), int(layer), str(prompt), str(before), str(after)]
         for method, layer, prompt, before, after in zip(*columns, strict=True)
-        if method != _UNEDITED
+        if method != UNEDITED
     ]
 
 

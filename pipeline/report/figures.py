@@ -34,6 +34,7 @@ from pipeline.report.plots import (
     width_of,
     words,
 )
+from pipeline.tables import ERROR_INJECTION
 from pipeline.words import method_label
 
 _LAYER = "layer (counted from 0)"
@@ -181,7 +182,7 @@ def score_against_trace(
     scores: pd.DataFrame,
     score: str,
     measure: str,
-    problem: str = "error_injection",
+    problem: str = ERROR_INJECTION,
     method: str | None = None,
 ) -> Plot:
     """Score against trace measure, one small panel per layer with its fitted line, for one problem and

@@ -14,10 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import UserError
-from pipeline.report.counterfact import BEST, UNEDITED
 from pipeline.report.plots import words
 from pipeline.report.section import number
-from pipeline.tables import read_json
+from pipeline.tables import BEST, UNEDITED, read_json
 from pipeline.words import method_label
 
 README, REPORTS, PAPER = Path("README.md"), Path("reports"), Path("data/paper/hase2023_r2.csv")

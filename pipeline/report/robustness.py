@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.analysis.robustness import COUNT_COLUMNS, OWN, ROBUSTNESS_COLUMNS
+from pipeline.analysis.robustness import COUNT_COLUMNS, ROBUSTNESS_COLUMNS
 from pipeline.analysis.trust import MIN_FACTS_OF_GAIN, MIN_FACTS_OF_MEANS, MIN_FACTS_SHOWN, shown
 from pipeline.report.plots import Plot, both_widths, facts_phrase, leftmost, listed, narrow, panels, style, words
 from pipeline.report.section import Section, Table, chance, number, spread, with_interval
 from pipeline.report.sources import read_made
+from pipeline.tables import OWN
 from pipeline.words import method_label
 
 _MARKERS = "osD^vPX"

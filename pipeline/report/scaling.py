@@ -12,18 +12,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from pipeline.analysis.scaling import (
-    MIXTURE_COLUMNS,
-    PLACE_COLUMNS,
-    RELATION_COLUMNS,
-    SCALING_COLUMNS,
-    SHOWN,
-    UNEDITED,
-)
+from pipeline.analysis.scaling import MIXTURE_COLUMNS, PLACE_COLUMNS, RELATION_COLUMNS, SCALING_COLUMNS, SHOWN
 from pipeline.analysis.trust import MIN_FACTS_OF_MEANS
 from pipeline.report.plots import Plot, both_widths, facts_phrase, legend_below, line_of, listed, narrow, panels, style
 from pipeline.report.section import Section, Table, number, with_interval
 from pipeline.report.sources import read_made
+from pipeline.tables import UNEDITED
 from pipeline.words import method_label
 
 _NAMES = {

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.analysis.aie import NOT_SEVERED
 from pipeline.compute import engine, maps_job
 from pipeline.compute.fetch import opened
 from pipeline.compute.store import Store
@@ -119,7 +118,6 @@ def test_the_table_is_whole_and_severed_rows_are_those_of_the_severed_model(
     params, fact = settings(tmp_path), facts[0]
     table = ran(params, model, (fact,), Store(tmp_path / "store"))
     assert list(table.columns) == maps_job.COLUMNS
-    assert maps_job.NOT_SEVERED == NOT_SEVERED
     sizes = table.groupby(["module", "window", "severed"], sort=False).size()
     assert [*sizes.index][-2:] == [("hidden", 1, "mlp"), ("hidden", 1, "attn")]
     assert sizes.nunique() == 1

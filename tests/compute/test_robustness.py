@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.analysis import robustness as analysed
 from pipeline.compute import corrupt_job, engine, inputs, maps_job, robustness
 from pipeline.compute.corrupt_job import SCHEMA, CorruptJob
 from pipeline.compute.fetch import opened
@@ -68,7 +67,6 @@ def test_only_what_the_run_has_not_is_traced_and_as_stage_trace_would(
         expected = TraceJob(noise, model, facts, multiple * EMBEDDING_SD)
         assert [unit.key for unit in job.units()] == [unit.key for unit in expected.units()]
     assert [unit.item[1] for unit in read.units()] == list(CORRUPTIONS) * 2
-    assert {robustness.OWN, robustness.PROBABILITY} == {analysed.OWN, "probability"}
     assert (corrupt_job.GAUSSIAN, corrupt_job.ZERO, corrupt_job.REPLACE) == CORRUPTIONS
     alone = {
         "modules": ["mlp"],

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from pipeline.analysis.table import TABLE_COLUMNS
 from pipeline.compute import table
-from pipeline.compute.table_job import UNEDITED, WRITTEN, unedited
+from pipeline.compute.table_job import WRITTEN, unedited
 from pipeline.edit import methods
 from pipeline.errors import UserError
 from pipeline.facts.choose import facts_to_frame
@@ -24,7 +24,7 @@ from pipeline.lm.load import load
 from pipeline.measure.generation import TfIdf, reference_score
 from pipeline.measure.probabilities import Measurement, questions
 from pipeline.settings.params import Params
-from pipeline.tables import TABLE_TEXTS, read, write
+from pipeline.tables import BEST, TABLE_TEXTS, UNEDITED, read, write
 from stages import facts as facts_stage
 from stages import model as model_stage
 from stages import moments as moments_stage
@@ -85,7 +85,7 @@ def test_a_run_makes_the_rows_that_are_asked_for(project: Path) -> None:
     found = pd.read_csv(project / "reports" / "counterfact.csv")
     assert list(found.columns) == list(TABLE_COLUMNS)
     assert list(found["method"]) == ["unedited", "ft", "ft", "kn", "kn", "rome", "rome"]
-    assert list(found["chosen"]) == [UNEDITED, *[table.BEST, table.PAPERS] * 3]
+    assert list(found["chosen"]) == [UNEDITED, *[BEST, table.PAPERS] * 3]
     assert set(found["n_facts"]) == {COUNT}
     layers = found["layer"]
     assert layers.isna().tolist() == [True, False, False, False, True, False, False]  # KN's published edit is of all
