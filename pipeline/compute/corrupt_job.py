@@ -22,13 +22,14 @@ from pipeline.facts.partners import candidates, partner
 from pipeline.lm.memory import budget, halving, rows_within
 from pipeline.lm.noise import NoiseTable
 from pipeline.locate.corruptions import CorruptedTrace, Untouched, Zeroing
+from pipeline.settings.fields import CORRUPTIONS
 from pipeline.tables import to_arrow
 
 if TYPE_CHECKING:
     from pipeline.lm.model import LanguageModel
     from pipeline.settings.params import Params
 
-GAUSSIAN, ZERO, REPLACE = "gaussian", "zero", "replace"
+GAUSSIAN, ZERO, REPLACE = CORRUPTIONS
 SCHEMA = pa.schema(
     [(name, pa.large_string()) for name in ("fact_id", "corruption", "metric", "partner", "module")]
     + [("window", pa.int64()), ("token_index", pa.int64()), ("token", pa.large_string())]

@@ -19,13 +19,14 @@ from pipeline.compute.corrupt_job import GAUSSIAN, CorruptJob
 from pipeline.compute.trace_job import TraceJob
 from pipeline.compute.work import Job, Unit
 from pipeline.facts.fact import Fact
+from pipeline.settings.fields import METRICS
 from pipeline.tables import OWN
 
 if TYPE_CHECKING:
     from pipeline.settings.params import Params
 
 MODULE, WINDOW, NOISE, READ = "module", "window", "noise", "corruption and metric"
-PROBABILITY = "probability"  # the metric of stage `trace`
+PROBABILITY = METRICS[0]  # that of stage `trace`
 COLUMNS = ["variation", "value", "fact_id", "module", "window", "token_role", "layer", "effect", "fraction"]
 
 

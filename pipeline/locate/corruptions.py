@@ -42,9 +42,7 @@ from pipeline.lm.noise import NoiseTable
 from pipeline.lm.plain import Batch, full_logits, outputs
 from pipeline.lm.prompts import Prompt, pack
 from pipeline.locate.tracing import FactTrace, Trace
-
-CORRUPTIONS = ("gaussian", "zero", "replace")
-METRICS = ("probability", "log_probability", "logit_difference")
+from pipeline.settings.fields import METRICS
 
 
 class Zeroing(NoiseTable):

@@ -27,8 +27,7 @@ from pipeline.lm.noise import NoiseTable
 from pipeline.lm.plain import outputs
 from pipeline.lm.prompts import Prompt
 from pipeline.locate.tracing import FactTrace
-
-SEVERED = ("mlp", "attn")
+from pipeline.settings.fields import SEVERED
 
 
 class SeveredTrace(FactTrace):

@@ -29,8 +29,6 @@ from pipeline.lm.noise import NoiseTable
 from pipeline.lm.plain import Batch, outputs, target_probabilities
 from pipeline.lm.prompts import Prompt, pack
 
-MODULES = ("mlp", "attn", "hidden")
-
 
 @dataclass(frozen=True)
 class Trace:

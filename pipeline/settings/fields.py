@@ -13,6 +13,9 @@ from pydantic_core import PydanticCustomError
 
 Problem = Literal["error_injection", "tracing_reversal", "fact_erasure", "fact_amplification", "fact_forcing"]
 Module = Literal["mlp", "attn", "hidden"]
+Severed = Literal["mlp", "attn"]
+Corruption = Literal["gaussian", "zero", "replace"]
+Metric = Literal["probability", "log_probability", "logit_difference"]
 FactsSource = Literal["embedded", "counterfact", "counterfact_flat", "known_1000", "zsre"]
 KnownRule = Literal["greedy", "within", "none"]
 Score = Literal[
@@ -24,6 +27,9 @@ Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 
 PROBLEMS: tuple[Problem, ...] = get_args(Problem)
 MODULES: tuple[Module, ...] = get_args(Module)
+SEVERED: tuple[Severed, ...] = get_args(Severed)
+CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+METRICS: tuple[Metric, ...] = get_args(Metric)
 SCORES: tuple[Score, ...] = get_args(Score)
 TRACE_MEASURES: tuple[TraceMeasure, ...] = get_args(TraceMeasure)
 

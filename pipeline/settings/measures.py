@@ -5,16 +5,22 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field
 
 from pipeline.settings.fields import (
+    CORRUPTIONS,
     LIST_OF,
+    METRICS,
     MODULES,
+    SEVERED,
     TRACE_MEASURES,
     AtLeast0,
     AtLeast1,
+    Corruption,
     LayerList,
     Line,
+    Metric,
     Module,
     ProjectPath,
     Several,
+    Severed,
     TraceMeasure,
     once_each,
 )
@@ -22,9 +28,6 @@ from pipeline.settings.sections import Section
 
 _FACTS = "null for all of the run's, or a whole number of facts, at least 1"
 _WIDTHS = "a list of one or more whole numbers of layers, each at least 1, such as [1, 5]"
-_SEVERED = Literal["mlp", "attn"]
-_CORRUPTION = Literal["gaussian", "zero", "replace"]
-_METRIC = Literal["probability", "log_probability", "logit_difference"]
 _METHODS = LIST_OF + "the names of editing methods"
 _REPLACING = Literal["error_injection", "tracing_reversal"]  # problems that put a new object in the true one's place
 
@@ -34,8 +37,8 @@ class MapsParams(Section):
 
     count: AtLeast1 | None = Field(description=_FACTS)
     windows: Several[AtLeast1] = Field(description=_WIDTHS)
-    severed: Annotated[tuple[_SEVERED, ...], Field(strict=False), AfterValidator(once_each)] = Field(
-        description="a list, which may be empty, of different names out of " + ", ".join(get_args(_SEVERED))
+    severed: Annotated[tuple[Severed, ...], Field(strict=False), AfterValidator(once_each)] = Field(
+        description="a list, which may be empty, of different names out of " + ", ".join(SEVERED)
     )
 
 
@@ -92,8 +95,8 @@ class RobustnessParams(Section):
     multiples: Several[Annotated[float, Field(gt=0)]] = Field(
         description="a list of one or more numbers above 0, such as [1.0, 3.0]"
     )
-    corruptions: Several[_CORRUPTION] = Field(description=LIST_OF + ", ".join(get_args(_CORRUPTION)))
-    metrics: Several[_METRIC] = Field(description=LIST_OF + ", ".join(get_args(_METRIC)))
+    corruptions: Several[Corruption] = Field(description=LIST_OF + ", ".join(CORRUPTIONS))
+    metrics: Several[Metric] = Field(description=LIST_OF + ", ".join(METRICS))
     measures: Several[TraceMeasure] = Field(description=LIST_OF + ", ".join(TRACE_MEASURES))
     known: Annotated[
         tuple[Literal["greedy"] | Annotated[float, Field(gt=0, lt=1)], ...],

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.compute import corrupt_job, engine, inputs, maps_job, robustness
+from pipeline.compute import engine, inputs, maps_job, robustness
 from pipeline.compute.corrupt_job import SCHEMA, CorruptJob
 from pipeline.compute.fetch import opened
 from pipeline.compute.store import Store
@@ -17,7 +17,7 @@ from pipeline.compute.trace_job import TraceJob
 from pipeline.facts.fact import Fact
 from pipeline.facts.readers import read_facts
 from pipeline.lm.forward import resumes
-from pipeline.locate.corruptions import CORRUPTIONS
+from pipeline.settings.fields import CORRUPTIONS
 from pipeline.settings.params import Params
 from tests.conftest import TINY_FACTS
 from tests.stages.projects import on_committed_model
@@ -67,7 +67,6 @@ def test_only_what_the_run_has_not_is_traced_and_as_stage_trace_would(
         expected = TraceJob(noise, model, facts, multiple * EMBEDDING_SD)
         assert [unit.key for unit in job.units()] == [unit.key for unit in expected.units()]
     assert [unit.item[1] for unit in read.units()] == list(CORRUPTIONS) * 2
-    assert (corrupt_job.GAUSSIAN, corrupt_job.ZERO, corrupt_job.REPLACE) == CORRUPTIONS
     alone = {
         "modules": ["mlp"],
         "windows": [1],

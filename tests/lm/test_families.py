@@ -24,9 +24,10 @@ from pipeline.lm.families import FAMILIES
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import NoiseTable
 from pipeline.lm.prompts import Prompt
-from pipeline.locate.tracing import MODULES, FactTrace, Trace
+from pipeline.locate.tracing import FactTrace, Trace
 from pipeline.measure.edited import applied
 from pipeline.measure.probabilities import Measurement, questions
+from pipeline.settings.fields import MODULES
 from tests.conftest import ROOT
 from tests.edit.test_rome import SETTINGS, request_for, resources_for
 from tests.lm.abilities import README, table, with_table

@@ -13,8 +13,9 @@ from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import NoiseTable
 from pipeline.lm.plain import Batch, full_logits, target_probabilities
 from pipeline.lm.prompts import Prompt, tokenize
-from pipeline.locate.corruptions import CORRUPTIONS, METRICS, CorruptedTrace, Untouched, Zeroing
+from pipeline.locate.corruptions import CorruptedTrace, Untouched, Zeroing
 from pipeline.locate.tracing import FactTrace
+from pipeline.settings.fields import CORRUPTIONS, METRICS
 from tests.lm.families import EXPERTS, FAST, random_model
 
 SAMPLES = 2

@@ -7,8 +7,9 @@ import torch
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import NoiseTable
 from pipeline.lm.prompts import Prompt, tokenize
-from pipeline.locate.severed import SEVERED, SeveredTrace
+from pipeline.locate.severed import SeveredTrace
 from pipeline.locate.tracing import FactTrace
+from pipeline.settings.fields import SEVERED
 from tests.lm.families import EXPERTS, FAST, random_model
 
 SAMPLES = 3

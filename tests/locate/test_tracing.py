@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pipeline.lm.model import LanguageModel, window_range
 from pipeline.lm.noise import NoiseTable, embedding_sd, subject_noise
 from pipeline.lm.prompts import Prompt, tokenize
-from pipeline.locate.tracing import MODULES, FactTrace, Trace, token_roles
+from pipeline.locate.tracing import FactTrace, Trace, token_roles
+from pipeline.settings.fields import MODULES
 from tests.lm.families import EXPERTS, FAST, random_model
 
 SAMPLES = 3
