@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.compute import inputs, statistics
 from pipeline.compute.batches import layer_of
 from pipeline.edit.methods import moments_window
+from pipeline.edit.moments import MOMENTS
 from pipeline.edit.published import place
 from pipeline.errors import UserError
 from pipeline.settings.params import Params
@@ -50,7 +51,7 @@ def borrow(params: Params, model: dict[str, Any], window: int) -> bool:
     except UserError:
         return False
     STATISTICS.mkdir(parents=True, exist_ok=True)
-    for name in (statistics.MOMENTS, statistics.CONTEXTS):
+    for name in (MOMENTS, statistics.CONTEXTS):
         _same(source / name, STATISTICS / name)
     manifest = read_record(source / statistics.MANIFEST)
     write_json(manifest | {"key": statistics.key_of(params, model, window)}, STATISTICS / statistics.MANIFEST)

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from safetensors import safe_open
-from torch import Tensor
 
+from pipeline.compute.editors import editor
 from pipeline.compute.keys import common, key, path
 from pipeline.compute.machine import set_up
 from pipeline.compute.work import Unit
 from pipeline.edit import problems
-from pipeline.edit.protocol import Edit, EditRequest, Method, Resources, failed
+from pipeline.edit.protocol import Edit, EditRequest, Method, failed
 from pipeline.errors import UserError
 from pipeline.facts import known
 from pipeline.facts.fact import Fact
@@ -103,17 +102,10 @@ class EditWorker:
         self.path = path(self.params, job.model)
         chosen = job.params.for_problem(job.method.name, job.problem)
         self.update_key = str(chosen.get("key", ""))  # a method without that setting has no key to choose
-        settings = job.method.settings(**chosen)
-        resources = Resources(self._moment, self.params.statistics.ridge, self.path)
-        self.editor = job.method.editor(settings, resources)
+        self.editor = editor(lm, job.params, job.model, job.method, job.problem, job.folder)
         self.weights = Weights(lm)
         self.probe = ProbeText(lm, job.probe) if job.probe else None  # one for all facts, as is its run
         self._text_loss: float | None = None
-
-    def _moment(self, layer: int) -> Tensor:
-        """The second moment of a block's keys, on the model's device."""
-        with safe_open(self.job.folder / "moments.safetensors", framework="pt") as file:
-            return file.get_tensor(str(layer)).to(self.lm.device)
 
     def frame(self, fact: Fact) -> pd.DataFrame:
         """data/edits' rows of one fact; a fact that cannot be edited has rows that say why."""

@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from pipeline.compute.editors import editor
 from pipeline.compute.keys import common, key, path
 from pipeline.compute.machine import set_up
 from pipeline.compute.work import Unit
 from pipeline.edit import problems
-from pipeline.edit.protocol import Edit, Editor, EditRequest, LowRank, Method, Resources, Update
+from pipeline.edit.protocol import Edit, Editor, EditRequest, LowRank, Method, Update
 from pipeline.edit.sequence import in_sequence
 from pipeline.facts.fact import Fact
 from pipeline.lm.memory import budget
@@ -66,14 +66,7 @@ class Setting:
         return set_up(self.params, self.model["source"], fast=path(self.params, self.model) == "fast")
 
     def editor(self, lm: LanguageModel) -> Editor:
-        def moment(layer: int) -> Tensor:
-            with safe_open(self.folder / "moments.safetensors", framework="pt") as file:
-                return file.get_tensor(str(layer)).to(lm.device)
-
-        settings = self.method.settings(**self.params.for_problem(self.method.name, ERROR_INJECTION))
-        return self.method.editor(
-            settings, Resources(moment, self.params.statistics.ridge, path(self.params, self.model))
-        )
+        return editor(lm, self.params, self.model, self.method, ERROR_INJECTION, self.folder)
 
     def request(self, lm: LanguageModel, fact: Fact) -> EditRequest:
         """To say target_false of the fact."""

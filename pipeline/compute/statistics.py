@@ -17,7 +17,7 @@ from pipeline.compute import text_job
 from pipeline.compute.keys import common, key
 from pipeline.disk import digest
 from pipeline.edit import contexts, text
-from pipeline.edit.moments import condition_number, second_moments
+from pipeline.edit.moments import MOMENTS, condition_number, second_moments
 from pipeline.errors import UserError
 from pipeline.lm.folders import check_safetensors
 from pipeline.lm.model import LanguageModel, window_range
@@ -27,7 +27,7 @@ from pipeline.tables import write_json
 if TYPE_CHECKING:
     from pipeline.settings.params import Params
 
-MOMENTS, CONTEXTS, MANIFEST = "moments.safetensors", "contexts.json", "manifest.json"
+CONTEXTS, MANIFEST = "contexts.json", "manifest.json"
 
 
 def source_key(params: Params, model: dict[str, Any]) -> str:

@@ -16,6 +16,8 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.lm.model import LanguageModel
 
+MOMENTS = "moments.safetensors"  # of a statistics folder: the second moment of each block, by its number
+
 
 class SecondMoment:
     """A running mean of k kT over tokens, kept as a sum in `dtype` (float32 or float64)."""
