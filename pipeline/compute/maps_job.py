@@ -81,10 +81,9 @@ class SeveredJob(TraceJob):
             fact, severed = unit.item
             noise = NoiseTable(params.seed, fact.fact_id, self.sd, params.noise.samples, lm.embedding_width)
             traced = SeveredTrace(lm, known.fact_prompt(lm, fact), noise, params.noise.samples, severed)
-            reads = len(traced.prompt.reads) * traced.prompt.target_start
 
             def work(allowed: int) -> Any:
-                return traced.fast("hidden", 1, rows_within(lm, allowed, reads, gradient=False))
+                return traced.fast("hidden", 1, rows_within(lm, allowed, traced.n_reads, gradient=False))
 
             trace = traced.plain("hidden", 1) if plain else halving(work, memory)
             return to_arrow(traced.frame(fact.fact_id, "hidden", 1, trace).assign(severed=severed))

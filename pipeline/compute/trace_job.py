@@ -68,10 +68,9 @@ class TraceJob:
             if path(params, self.model) == "plain":
                 trace = traced.plain(module, window)
             else:
-                reads = len(traced.prompt.reads) * traced.prompt.target_start
 
                 def work(allowed: int) -> Any:
-                    return traced.fast(module, window, rows_within(lm, allowed, reads, gradient=False))
+                    return traced.fast(module, window, rows_within(lm, allowed, traced.n_reads, gradient=False))
 
                 trace = halving(work, memory)
             return to_arrow(traced.frame(fact.fact_id, module, window, trace))

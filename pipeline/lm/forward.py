@@ -79,6 +79,11 @@ def first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def as_was(output: Any, hidden: Tensor) -> Any:
+    """A module's output with `hidden` in the place of its hidden states, alone or first in a tuple as they came."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
 @torch.no_grad()
 def record(
     lm: LanguageModel, packed: Packed, *, noise: Tensor | None = None, mlp: bool = True, attn: bool = False

@@ -80,13 +80,15 @@ def outputs(lm: LanguageModel, prompt: Prompt, modules: Sequence[Any]) -> list[T
 
 
 @torch.no_grad()
-def target_probabilities(lm: LanguageModel, batch: Batch, noise: Tensor | None = None) -> Tensor:
-    """Probability of each prompt's target, the product over its tokens; (B,) float64."""
+def target_log_probabilities(lm: LanguageModel, batch: Batch, noise: Tensor | None = None) -> Tensor:
+    """Log-probability of each prompt's target, the sum over its tokens; (B,) float64."""
     logits = full_logits(lm, batch, noise)
     logs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
     return torch.stack(
-        [
-            logs[b, list(prompt.reads), list(prompt.target_ids)].double().sum().exp()
-            for b, prompt in enumerate(batch.prompts)
-        ]
+        [logs[b, list(prompt.reads), list(prompt.target_ids)].double().sum() for b, prompt in enumerate(batch.prompts)]
     )
+
+
+def target_probabilities(lm: LanguageModel, batch: Batch, noise: Tensor | None = None) -> Tensor:
+    """Probability of each prompt's target, the product over its tokens; (B,) float64."""
+    return target_log_probabilities(lm, batch, noise).exp()

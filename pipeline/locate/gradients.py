@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.lm.forward import first
+from pipeline.lm.forward import as_was, first
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.plain import Batch, full_logits
 
@@ -53,8 +53,7 @@ def gradients(lm: LanguageModel, batch: Batch, noise: Tensor | None = None) -> O
         if arch.has_down_projs:
             keys.append(by_token(args[0]))
         zeros.append(torch.zeros_like(whole, requires_grad=True))
-        whole = whole + zeros[-1]
-        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+        return as_was(output, whole + zeros[-1])
 
     with torch.enable_grad(), ExitStack() as stack:
         for module in arch.mlp_ends:

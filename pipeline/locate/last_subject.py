@@ -22,7 +22,7 @@ class LastSubjectTrace(FactTrace):
     def _suffix(self) -> tuple[Suffix, list[int], list[list[int]]]:
         token = self.prompt.last_subject
         live = Suffix.after(self.corrupt, range(token, len(self.packed)))
-        return live, [0], [[read - token for read in self.prompt.reads]]
+        return live, [0], [[read - token for read in self.reads]]
 
     def fast(self, module: str, window: int, rows: Callable[[Suffix], int] | None = None) -> Trace:
         """Every layer of one module and window: `restored` is (1, L). rows: as for `FactTrace.fast`."""

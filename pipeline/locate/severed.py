@@ -18,10 +18,11 @@ from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.lm.forward import Suffix, first
+from pipeline.lm.forward import Suffix, as_was, first
 from pipeline.lm.model import LanguageModel
 from pipeline.lm.noise import NoiseTable
 from pipeline.lm.plain import outputs
@@ -53,7 +54,7 @@ class SeveredTrace(FactTrace):
                 whole = first(output)
                 shaped = whole.reshape(-1, self.samples, len(suffix.origin), whole.shape[-1])
                 shaped[:, :, sites.to(whole.device)] = recorded[layer][:, origin].to(whole.device)
-                return _as_was(output, shaped.reshape(whole.shape))
+                return as_was(output, shaped.reshape(whole.shape))
 
             return hook
 
@@ -79,37 +80,23 @@ class SeveredTrace(FactTrace):
         with ExitStack() as stack:
             for target in self._modules(self.severed):
                 stack.callback(target.register_forward_hook(keep).remove)
-            self._noised()
+            self._plain_readings(corrupted=True)
         return found
 
     @torch.no_grad()
-    def plain_cell(self, module: str, window: int, token: int, layer: int) -> float:
+    def plain_cells(self, module: str, window: int, token: int, layer: int) -> np.ndarray:
         """The reference: one cell by whole forwards of all samples, every module of the token held, whatever its
-        block; the mean restored probability.
+        block; the mean restored probability, (1,).
         """
         _hidden_only(module, window)
-
-        def put(value: Tensor) -> Callable[..., Any]:
-            def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-                whole = first(output)
-                shaped = whole.reshape(self.samples, -1, whole.shape[-1]).clone()
-                shaped[:, token] = value.to(whole.device)
-                return _as_was(output, shaped.reshape(whole.shape))
-
-            return hook
 
         # Both are run before any hook is there.
         clean, corrupt = self._clean_states[layer][token], [output[:, token] for output in self._corrupt_outputs]
         with ExitStack() as stack:
-            stack.callback(self._modules("hidden")[layer].register_forward_hook(put(clean)).remove)
+            stack.callback(self._modules("hidden")[layer].register_forward_hook(self._put(token, clean)).remove)
             for target, value in zip(self._modules(self.severed), corrupt, strict=True):
-                stack.callback(target.register_forward_hook(put(value)).remove)
-            return self._noised()
-
-
-def _as_was(output: Any, whole: Tensor) -> Any:
-    """A module's output with `whole` in the place of its hidden states, which come alone or first in a tuple."""
-    return (whole, *output[1:]) if isinstance(output, tuple) else whole
+                stack.callback(target.register_forward_hook(self._put(token, value)).remove)
+            return self._plain_readings(corrupted=True)
 
 
 def _hidden_only(module: str, window: int) -> None:
