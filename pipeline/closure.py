@@ -44,7 +44,7 @@ def closure(*modules: str, root: Path = ROOT) -> dict[str, Path]:
         found[name] = path
         package, _, _ = name.rpartition(".")
         left += [package] if package else []  # importing a.b runs a/__init__.py first
-        left += _imports(ast.parse(path.read_bytes()), name if path.name == "__init__.py" else package)
+        left += _imported(path, name if path.name == "__init__.py" else package, _version(path))
     return dict(sorted(found.items()))
 
 
@@ -52,19 +52,31 @@ def code_version(*modules: str, root: Path = ROOT) -> str:
     """A hash (16 hex digits) of what the import closure of `modules` does."""
     digest = hashlib.sha256()
     for name, path in closure(*modules, root=root).items():
-        digest.update(f"{name}\0{_meaning(path, path.stat().st_mtime_ns)}\0".encode())
+        digest.update(f"{name}\0{_meaning(path, _version(path))}\0".encode())
     return digest.hexdigest()[:16]
 
 
+def _version(path: Path) -> tuple[int, int]:
+    """What tells versions of a file apart while a process runs."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
 @cache
-def _meaning(path: Path, changed: int) -> str:
-    """A file's syntax tree as text, without comments, docstrings and formatting. changed: tells versions apart."""
+def _meaning(path: Path, version: tuple[int, int]) -> str:
+    """A file's syntax tree as text, without comments, docstrings and formatting."""
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
     return ast.dump(tree)
+
+
+@cache
+def _imported(path: Path, package: str, version: tuple[int, int]) -> tuple[str, ...]:
+    """Names that a file imports, as of `_imports`."""
+    return tuple(_imports(ast.parse(path.read_bytes()), package))
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:
