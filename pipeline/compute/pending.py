@@ -7,12 +7,14 @@ steps that build on it wait. No model is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.compute import inputs, maps_job, probe, statistics
+from pipeline.compute import inputs, maps_job, probe, robustness, scaling, statistics
+from pipeline.compute.batches import once_each
 from pipeline.compute.edit_job import EditJob
 from pipeline.compute.essence_job import EssenceJob
 from pipeline.compute.known_job import KnownJob
@@ -20,7 +22,7 @@ from pipeline.compute.localize_job import LocalizeJob
 from pipeline.compute.override_job import OverrideJob
 from pipeline.compute.store import Store
 from pipeline.compute.trace_job import TraceJob
-from pipeline.compute.work import Unit
+from pipeline.compute.work import Job, Unit
 from pipeline.edit.methods import METHODS, widest_window
 from pipeline.errors import UserError
 from pipeline.facts.choose import KnownRule, choose
@@ -51,24 +53,43 @@ def steps(settings: Params, store: Store) -> dict[str, Sequence[Unit] | str]:
         found[EssenceJob.step] = moments or _essence(settings).units()
     if (store.root / OverrideJob.step).is_dir():
         found[OverrideJob.step] = moments or _override(settings)
-    return found
+    return found if facts else found | _begun(settings, store, found)
 
 
 def beside(settings: Params, found: Mapping[str, Sequence[Unit] | str]) -> set[tuple[str, str]]:
     """(step, key) of the units of stages of measures/dvc.yaml, as far as they are known; found: `steps`' answer.
 
-    Those of the maps, also where they are not all done; of the others, those that a stage which came to its end with
-    these settings wrote down.
+    Those of maps, robustness and scaling, also where they are not all done; of the others, those that a stage which
+    came to its end with these settings wrote down.
     """
     if isinstance(found["trace"], str):  # they build on the same files
         return set()
-    model, facts, sd = inputs.model(settings), inputs.facts(), inputs.sd(settings)
-    jobs = maps_job.jobs(settings, model, facts, sd)
-    needed = {(job.step, unit.key) for job in jobs for unit in job.units()}
+    needed = {(job.step, unit.key) for job in _beside(settings) for unit in job.units()}
+    model = inputs.model(settings)
     for name, _, record in inputs.measured():
         if inputs.fits(settings, name, record) and record["model"] == model["fingerprint"]:
             needed |= {(str(step), str(key)) for step, key in record["units"]}
     return needed
+
+
+def _beside(settings: Params) -> list[Job]:
+    """The jobs of the stages maps, robustness and, where its second moments are there, scaling."""
+    model, facts, sd = inputs.model(settings), inputs.facts(), inputs.sd(settings)
+    jobs: list[Job] = [*maps_job.jobs(settings, model, facts, sd)]
+    varied = robustness.variants(settings, model, facts[: settings.robustness.count])
+    jobs += [variant.job for variant in varied]
+    with suppress(UserError):  # stage `moments` has not run with these settings, or the model will not do
+        jobs += scaling.jobs(settings, model, once_each(inputs.known()))
+    return jobs
+
+
+def _begun(settings: Params, store: Store, main: Mapping[str, Any]) -> dict[str, list[Unit]]:
+    """Units by step, of those stages' steps that have something in the store and are none of `main`."""
+    found: dict[str, list[Unit]] = {}
+    for job in _beside(settings):
+        if job.step not in main and (store.root / job.step).is_dir():
+            found.setdefault(job.step, []).extend(job.units())
+    return found
 
 
 def _trace(settings: Params) -> TraceJob:

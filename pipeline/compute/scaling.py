@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from pipeline.compute import beside, inputs, runs, statistics
 from pipeline.compute.batches import Batch, layer_of, mixture_batches, scaling_batches, unedited
@@ -13,6 +14,7 @@ from pipeline.compute.edit_job import EditJob
 from pipeline.compute.keys import path
 from pipeline.compute.scaling_job import Made, ScalingJob, at_once
 from pipeline.compute.sequence_job import RUN, Run, SequenceJob, Setting
+from pipeline.compute.work import Job
 from pipeline.edit.methods import METHODS, moments_window
 from pipeline.facts.fact import Fact
 from pipeline.settings.params import Params
@@ -30,23 +32,60 @@ def setting_of(params: Params, model: dict[str, Any], method: str) -> Setting:
 
 def many_at_once(params: Params, model: dict[str, Any], facts: Sequence[Fact]) -> pd.DataFrame:
     """A row for each method, batch, fact and prompt, the unedited model's first."""
+    tables = [runs.run(job) for job in _jobs(params, model, facts, _tables)]
+    return pd.concat([table.to_pandas() for table in tables], ignore_index=True)
+
+
+def places(params: Params, model: dict[str, Any], facts: Sequence[Fact]) -> pd.DataFrame:
+    """data/edits' rows of MEMIT for each window of `scaling.windows` at each of `scaling.layers`, one fact at a time;
+    no rows where MEMIT is not among the methods.
+    """
+    tables = [runs.run(job).to_pandas() for job in _place_jobs(params, model, facts)]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def jobs(params: Params, model: dict[str, Any], facts: Sequence[Fact]) -> list[Job]:
+    """All jobs of the stage, to be asked for their units only: edits in sequence lack those that come before them.
+
+    Raises UserError where a second moment is missing, or a method needs what the model has not.
+    """
+    rounds: list[Job] = []
+
+    def noted(job: SequenceJob) -> list[tuple[pa.Table, ...]]:
+        rounds.append(job)
+        return [()] * len(job.runs)
+
+    rest = [*_jobs(params, model, facts, noted), *_place_jobs(params, model, facts)]
+    return [*rounds, *rest]
+
+
+def _tables(job: SequenceJob) -> list[tuple[pa.Table, ...]]:
+    """The table of each of the runs, which are computed where they are not in the store."""
+    store = inputs.store(job.params)
+    runs.run(job)
+    found = [store.get_table(job.step, unit.key, unit.label) for unit in job.units()]
+    return [(table,) for table in found if table is not None]
+
+
+_Round = Callable[[SequenceJob], list[tuple[pa.Table, ...]]]  # from a round of runs to what the next is told of each
+
+
+def _jobs(params: Params, model: dict[str, Any], facts: Sequence[Fact], make: _Round) -> Iterator[ScalingJob]:
+    """The unedited model's, then each method's when it is asked for, its edits in sequence made by then."""
     batches, mixed = scaling_batches(params, facts), []
     if MIXED in params.scaling.methods:
         mixed = mixture_batches(params, facts)
     settings = [setting_of(params, model, method) for method in params.scaling.methods]
     whole = [at_once(setting, path(params, model) == "fast") for setting in settings]
-    plain = ScalingJob(params, model, None, tuple(Made(batch) for batch in unedited([*batches, *mixed])))
-    tables = [runs.run(plain)]
+    yield ScalingJob(params, model, None, tuple(Made(batch) for batch in unedited([*batches, *mixed])))
     for setting, once in zip(settings, whole, strict=True):
         own = batches + (mixed if setting.method.name == MIXED else [])
-        made = tuple(Made(batch) for batch in own) if once else _in_sequence(setting, own)
-        tables.append(runs.run(ScalingJob(params, model, setting, made)))
-    return pd.concat([table.to_pandas() for table in tables], ignore_index=True)
+        made = tuple(Made(batch) for batch in own) if once else _in_sequence(setting, own, make)
+        yield ScalingJob(params, model, setting, made)
 
 
-def _in_sequence(setting: Setting, batches: Sequence[Batch]) -> tuple[Made, ...]:
+def _in_sequence(setting: Setting, batches: Sequence[Batch], make: _Round = _tables) -> tuple[Made, ...]:
     """The batches with their edits, made in rounds of runs of RUN edits each."""
-    store = inputs.store(setting.params)
     made = [Made(batch) for batch in batches]
     most = max((batch.n_edits for batch in batches), default=0)
     for low in range(0, most, RUN):
@@ -56,24 +95,15 @@ def _in_sequence(setting: Setting, batches: Sequence[Batch]) -> tuple[Made, ...]
             for i in going
         )
         job = SequenceJob(setting, due)
-        runs.run(job)
-        for i, unit in zip(going, job.units(), strict=True):
-            table = store.get_table(job.step, unit.key, unit.label)
-            assert table is not None
-            made[i] = Made(batches[i], (*made[i].runs, table), unit.key)
+        for i, unit, tables in zip(going, job.units(), make(job), strict=True):
+            made[i] = Made(batches[i], (*made[i].runs, *tables), unit.key)
     return tuple(made)
 
 
-def places(params: Params, model: dict[str, Any], facts: Sequence[Fact]) -> pd.DataFrame:
-    """data/edits' rows of MEMIT for each window of `scaling.windows` at each of `scaling.layers`, one fact at a time;
-    no rows where MEMIT is not among the methods.
-    """
-    tables = []
+def _place_jobs(params: Params, model: dict[str, Any], facts: Sequence[Fact]) -> Iterator[EditJob]:
     for window in params.scaling.windows if MIXED in params.scaling.methods else ():
         own = params.for_problem(MIXED, ERROR_INJECTION) | {"window": window}
         asked = params.with_layers(params.scaling.layers).with_section(MIXED, **own)
         made = statistics.read_for(asked, model, beside.STATISTICS, window)
         chosen = tuple(facts[: params.scaling.count])
-        job = EditJob(asked, model, chosen, 1.0, METHODS[MIXED], ERROR_INJECTION, *made, beside.STATISTICS)
-        tables.append(runs.run(job).to_pandas())
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        yield EditJob(asked, model, chosen, 1.0, METHODS[MIXED], ERROR_INJECTION, *made, beside.STATISTICS)

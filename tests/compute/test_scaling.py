@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.compute import beside, engine, scaling, statistics
+from pipeline.compute import beside, engine, inputs, scaling, statistics
 from pipeline.compute import sequence_job as sequences
 from pipeline.compute.batches import Batch, layer_of, mixture_batches, once_each, scaling_batches, unedited
 from pipeline.compute.scaling_job import Made, ScalingJob, _Worker
@@ -141,6 +141,9 @@ def test_the_stage_ends_with_its_tables_and_goes_on_where_it_stopped(
     rows = pd.read_parquet("data/measures/scaling.parquet")
     written = {name: (project / "reports" / f"{name}.csv").read_bytes() for name in names}
     assert read_record(Path("data/measures/scaling.json"), model=str)["model"] == MODEL["fingerprint"]
+    jobs = scaling.jobs(params, MODEL, once_each(inputs.known()))
+    made = {(entry.step, entry.key) for entry in inputs.store(params).entries()}
+    assert {(job.step, unit.key) for job in jobs for unit in job.units()} == made
     table = pd.read_csv("reports/scaling.csv")
     assert list(zip(table["method"], table["n_edits"], table["n_facts"], strict=True)) == [
         ("unedited", 0, 8),  # the facts of the mixture among them

@@ -162,21 +162,41 @@ def test_prune_keeps_exactly_what_the_settings_need(project: Path, capsys: pytes
 def test_prune_keeps_what_the_stages_beside_the_main_path_computed(project: Path) -> None:
     """And no one is told that it is missing where it is not there: not every run has them."""
     kept = beside(load(), steps(load(), inputs.store(load())))
-    assert {step for step, _ in kept} == {"trace", "severed"}
-    assert len(kept) == FACTS * (5 + 2)  # one of which is that of the main path
+    assert {step for step, _ in kept} == {"trace", "severed", "corrupt"}
+    # Of maps, one of them the main path's; of robustness, other noise and corruptions.
+    assert len(kept) == FACTS * (5 + 2 + 2 + 3)
     there = {unit.key for unit in units("trace")}
     for step, name in kept:
         if name not in there:
             Store("data/store").put_table(step, name, pd.DataFrame({"x": [1]}), "a trace")
     assert left() == {}
     before = files()
-    assert len(names("trace")) == 5 * FACTS
+    assert len(names("trace")) == 7 * FACTS
     assert status.main(["--prune"]) == 0
     assert files() == before
     change(maps={"severed": ["attn"]})
     assert status.main(["--prune"]) == 0
     assert len(names("severed")) == FACTS
-    assert len(names("trace")) == 5 * FACTS
+    assert len(names("trace")) == 7 * FACTS
+
+
+def test_stages_beside_the_main_path_are_listed_once_they_have_begun(project: Path) -> None:
+    asked = {"corrupt": 3 * FACTS, "scaling-unedited": 1, "scaling-memit": 4 + 2 + 1 + 3, "scaling-ft": 4 + 2 + 1}
+    asked |= {"scaling-rome": 4 + 2 + 1, "sequence-rome": 4 + 2 + 1}  # of 1, 2 and 4 edits; memit's mixture has 3 more
+    for step in (*asked, "severed"):
+        Store("data/store").put_table(step, key(x=1), pd.DataFrame({"x": [1]}), "of other settings")
+    assert left() == {"severed": 2 * FACTS, "corrupt": 3 * FACTS}  # no second moments to edit many facts with
+    shutil.copytree("data/statistics", "data/measures/statistics")
+    assert left() == asked | {"severed": 2 * FACTS}
+    fill(*asked, "severed")
+    assert left() == {}
+    before = files()
+    assert status.main(["--prune"]) == 0
+    assert before - files() == {name for name in before if key(x=1) in name}
+    change(scaling={"counts": [1]})
+    assert left() == {}
+    change(scaling={"counts": [1], "batch": 8})
+    assert left() == {"scaling-ft": 4}
 
 
 def test_a_store_that_projects_share_is_followed_and_never_pruned(
