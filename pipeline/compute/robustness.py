@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.compute import inputs
 from pipeline.compute.corrupt_job import GAUSSIAN, CorruptJob
 from pipeline.compute.trace_job import TraceJob
-from pipeline.compute.work import Job, Unit
+from pipeline.compute.work import Job
 from pipeline.facts.fact import Fact
 from pipeline.settings.fields import METRICS
 from pipeline.tables import OWN
@@ -28,22 +28,6 @@ if TYPE_CHECKING:
 MODULE, WINDOW, NOISE, READ = "module", "window", "noise", "corruption and metric"
 PROBABILITY = METRICS[0]  # that of stage `trace`
 COLUMNS = ["variation", "value", "fact_id", "module", "window", "token_role", "layer", "effect", "fraction"]
-
-
-@dataclass(frozen=True)
-class VariedJob(TraceJob):
-    """Causal traces of several pairs of a module and a window, each as stage `trace` makes it."""
-
-    pairs: tuple[tuple[str, int], ...]
-
-    def units(self) -> Sequence[Unit]:
-        units: list[Unit] = []
-        for module, window in self.pairs:
-            trace = self.params.trace.model_copy(update={"modules": (module,), "windows": (window,)})
-            settings = self.params.model_copy(update={"trace": trace})
-            units += TraceJob(settings, self.model, self.facts, self.sd).units()
-        place = {fact.fact_id: i for i, fact in enumerate(self.facts)}
-        return sorted(units, key=lambda unit: place[unit.item[0].fact_id])  # a worker keeps a fact's runs for the next
 
 
 @dataclass(frozen=True)
@@ -65,12 +49,12 @@ def variants(params: Params, model: dict[str, Any], facts: tuple[Fact, ...]) -> 
     module, window = params.trace.modules[0], params.trace.windows[0]
     pairs = [(other, window) for other in asked.modules if other != module]
     pairs += [(module, width) for width in asked.windows if width != window]
-    found = [Variant(VariedJob(params, model, facts, sd, tuple(pairs)), _by_pair(module))] if pairs else []
+    found = [Variant(TraceJob(params, model, facts, sd, tuple(pairs)), _by_pair(module))] if pairs else []
     for multiple in asked.multiples:
         noise = params.noise.model_copy(update={"multiple": multiple, "sd": None})
         other_sd = inputs.sd(params.model_copy(update={"noise": noise}))
         if other_sd != sd:
-            job = VariedJob(params, model, facts, other_sd, ((module, window),))
+            job = TraceJob(params, model, facts, other_sd, ((module, window),))
             found.append(Variant(job, _by_noise(f"{multiple:g}")))
     read = tuple(name for name in asked.corruptions if name != GAUSSIAN or set(asked.metrics) != {PROBABILITY})
     if read:

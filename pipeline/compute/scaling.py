@@ -55,8 +55,8 @@ def jobs(params: Params, model: dict[str, Any], facts: Sequence[Fact]) -> list[J
         rounds.append(job)
         return [()] * len(job.runs)
 
-    rest = [*_jobs(params, model, facts, noted), *_place_jobs(params, model, facts)]
-    return [*rounds, *rest]
+    rest: list[Job] = [*_jobs(params, model, facts, noted), *_place_jobs(params, model, facts)]
+    return rounds + rest
 
 
 def _tables(job: SequenceJob) -> list[tuple[pa.Table, ...]]:
