@@ -21,15 +21,12 @@ if TYPE_CHECKING:
 class AgainJob:
     """A step over several jobs of the edit stage; a unit is one fact, method and problem.
 
-    edits: a job for each method and problem, all of the same facts; none of its own measures is kept.
+    edits: a job for each method and problem, all of the same facts and settings; none of its own measures is kept.
     """
 
+    params: Params
     edits: tuple[EditJob, ...]
     noun = "sets of edits"
-
-    @property
-    def params(self) -> Params:
-        return self.edits[0].params
 
     @property
     def model(self) -> dict[str, Any]:

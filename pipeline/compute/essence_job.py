@@ -47,7 +47,7 @@ class EssenceJob(AgainJob):
     ) -> EssenceJob:  # fmt: skip
         """Edits by the run's methods for its problems, of its first facts or all; made: the statistics in `folder`."""
         chosen, by = facts[: params.essence.count], [methods[method] for method in params.edit.methods]
-        return cls(edit_jobs(params, model, chosen, sd, by, params.edit.problems, made, folder))
+        return cls(params, edit_jobs(params, model, chosen, sd, by, params.edit.problems, made, folder))
 
     def units(self) -> Sequence[Unit]:
         settings, seed = self.params.essence, self.params.seed

@@ -84,7 +84,8 @@ class OverrideJob(AgainJob):
                 )
         chosen, at_layers = facts[: settings.count], params.with_layers(settings.layers)
         by = [methods[method] for method in settings.methods]
-        return cls(edit_jobs(at_layers, model, chosen, sd, by, settings.problems, made, folder), tuple(own))
+        jobs = edit_jobs(at_layers, model, chosen, sd, by, settings.problems, made, folder)
+        return cls(at_layers, jobs, tuple(own))
 
     def units(self) -> Sequence[Unit]:
         params, sd = self.params, self.edits[0].sd

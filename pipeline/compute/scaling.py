@@ -94,7 +94,7 @@ def _in_sequence(setting: Setting, batches: Sequence[Batch], make: _Round = _tab
             Run(f"{batches[i].label} from {low}", batches[i].facts[low : low + RUN], made[i].runs, made[i].after)
             for i in going
         )
-        job = SequenceJob(setting, due)
+        job = SequenceJob(setting.params, setting, due)
         for i, unit, tables in zip(going, job.units(), make(job), strict=True):
             made[i] = Made(batches[i], (*made[i].runs, *tables), unit.key)
     return tuple(made)

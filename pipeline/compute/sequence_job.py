@@ -61,10 +61,6 @@ class Setting:
             "ridge": params.statistics.ridge,
         }
 
-    def load(self) -> LanguageModel:
-        """The model, as its edits want it."""
-        return set_up(self.params, self.model["source"], fast=path(self.params, self.model) == "fast")
-
     def editor(self, lm: LanguageModel) -> Editor:
         return editor(lm, self.params, self.model, self.method, ERROR_INJECTION, self.folder)
 
@@ -92,13 +88,10 @@ class Run:
 class SequenceJob:
     """One round of runs, of different batches."""
 
+    params: Params
     setting: Setting
     runs: tuple[Run, ...]
     noun = "runs of edits"
-
-    @property
-    def params(self) -> Params:
-        return self.setting.params
 
     @property
     def step(self) -> str:
@@ -113,7 +106,7 @@ class SequenceJob:
 
     def worker(self) -> Callable[[Unit], pa.Table]:
         setting = self.setting
-        lm = setting.load()
+        lm = set_up(self.params, setting.model["source"], fast=path(self.params, setting.model) == "fast")
         editor, memory = setting.editor(lm), setting.memory(lm)
 
         def compute(unit: Unit) -> pa.Table:

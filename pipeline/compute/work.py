@@ -27,7 +27,10 @@ class Unit:
 
 
 class Job(Protocol):
-    """A list of units and the worker that computes one; both can be sent to another process."""
+    """A list of units and the worker that computes one; both can be sent to another process.
+
+    It is a dataclass with `params` among its fields: a cluster's workers are given their own number of threads there.
+    """
 
     @property
     def params(self) -> Params: ...

@@ -12,7 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,14 @@ def test_without_ray_a_sentence_says_how_to_install_it(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: compute.engine is ray but the package ray is not installed; pip install")
     assert done.stderr.count("\n") == 1
+
+
+def test_every_job_has_its_settings_where_the_engine_replaces_them() -> None:
+    modules = [import_module(f"pipeline.compute.{path.stem}") for path in (ROOT / "pipeline/compute").glob("*_job.py")]
+    jobs = {job for module in modules for name, job in vars(module).items() if name.endswith("Job") and name != "Job"}
+    assert len(jobs) >= len(modules)
+    for job in jobs:
+        assert "params" in {field.name for field in fields(job)}, job
 
 
 FACTS = tuple(
