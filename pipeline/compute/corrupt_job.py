@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.compute.keys import common, key, path
-from pipeline.compute.machine import set_up
+from pipeline.compute.machine import loaded
 from pipeline.compute.work import Unit
 from pipeline.facts.fact import Fact
 from pipeline.facts.known import fact_prompt
@@ -79,7 +79,7 @@ class CorruptJob:
 
     def worker(self) -> Callable[[Unit], pa.Table]:
         params, plain = self.params, path(self.params, self.model) == "plain"
-        lm = set_up(params, self.model["source"], fast=not plain)
+        lm = loaded(params, self.model)
         memory = budget(params.compute.memory_bytes, lm.device, gradient=False)
         module, window = params.trace.modules[0], params.trace.windows[0]
 

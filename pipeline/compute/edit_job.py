@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.compute.editors import editor
 from pipeline.compute.keys import common, key, path
-from pipeline.compute.machine import set_up
+from pipeline.compute.machine import loaded
 from pipeline.compute.work import Unit
 from pipeline.edit import problems
 from pipeline.edit.protocol import Edit, EditRequest, Method, failed
@@ -87,9 +87,7 @@ class EditJob:
         return [Unit(key(**depends, step=self.step, fact=asdict(fact)), fact.fact_id, fact) for fact in self.facts]
 
     def worker(self) -> Callable[[Unit], pa.Table]:
-        worker = EditWorker(
-            self, set_up(self.params, self.model["source"], fast=path(self.params, self.model) == "fast")
-        )
+        worker = EditWorker(self, loaded(self.params, self.model))
         return lambda unit: to_arrow(worker.frame(unit.item))
 
 

@@ -17,8 +17,7 @@ import pyarrow as pa
 
 from pipeline.compute.again import AgainJob, edit_jobs
 from pipeline.compute.edit_job import EditJob, EditWorker
-from pipeline.compute.keys import path
-from pipeline.compute.machine import set_up
+from pipeline.compute.machine import loaded
 from pipeline.compute.work import Unit
 from pipeline.edit.protocol import Edit, Method
 from pipeline.facts.fact import Fact
@@ -55,7 +54,7 @@ class EssenceJob(AgainJob):
 
     def worker(self) -> Callable[[Unit], pa.Table]:
         params, model = self.params, self.model
-        texts = _Texts(params, set_up(params, model["source"], fast=path(params, model) == "fast"))
+        texts = _Texts(params, loaded(params, model))
         workers: dict[int, _EssenceWorker] = {}
 
         def compute(unit: Unit) -> pa.Table:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.compute.keys import common, key, path
-from pipeline.compute.machine import set_up
+from pipeline.compute.keys import common, key
+from pipeline.compute.machine import loaded
 from pipeline.compute.work import Unit
 from pipeline.facts import known
 from pipeline.facts.fact import Fact, Known
@@ -44,7 +44,7 @@ class KnownJob:
         return units
 
     def worker(self) -> Callable[[Unit], pa.Table]:
-        lm = set_up(self.params, self.model["source"], fast=path(self.params, self.model) == "fast")
+        lm = loaded(self.params, self.model)
 
         def compute(unit: Unit) -> pa.Table:
             group, within = unit.item

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.compute.keys import common, key, path
-from pipeline.compute.machine import set_up
+from pipeline.compute.keys import common, key
+from pipeline.compute.machine import loaded
 from pipeline.compute.work import Unit
 from pipeline.errors import UserError
 from pipeline.facts import known
@@ -90,7 +90,7 @@ class LocalizeJob:
         ]  # fmt: skip
 
     def worker(self) -> Callable[[Unit], pa.Table]:
-        lm = set_up(self.params, self.model["source"], fast=path(self.params, self.model) == "fast")
+        lm = loaded(self.params, self.model)
         memory = budget(self.params.compute.memory_bytes, lm.device, gradient=True)
         last: dict[str, Case] = {}  # its prompts and noise serve all localizers of a fact
 

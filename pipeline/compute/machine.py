@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
+from pipeline.compute.keys import path
 from pipeline.lm.load import load, pick_device
 
 if TYPE_CHECKING:
@@ -39,6 +41,11 @@ def crew(params: Params) -> tuple[int, int]:
     workers = auto if compute.workers == "auto" else compute.workers
     threads = max(1, cores() // workers) if compute.threads == "auto" else compute.threads
     return workers, threads
+
+
+def loaded(params: Params, model: Mapping[str, Any]) -> LanguageModel:
+    """The model that data/model.json describes, for a worker, by the path that params ask for."""
+    return set_up(params, model["source"], fast=path(params, model) == "fast")
 
 
 def set_up(params: Params, source: str, *, fast: bool = False, alone: bool = False) -> LanguageModel:

@@ -21,8 +21,7 @@ import pyarrow as pa
 
 from pipeline.compute.again import AgainJob, edit_jobs
 from pipeline.compute.edit_job import EditJob, EditWorker
-from pipeline.compute.keys import path
-from pipeline.compute.machine import set_up
+from pipeline.compute.machine import loaded
 from pipeline.compute.work import Unit
 from pipeline.edit.protocol import Edit, Method
 from pipeline.errors import UserError
@@ -93,7 +92,7 @@ class OverrideJob(AgainJob):
         return self._units(self.step, __name__, **noise, window=params.override.window, own=self.own)
 
     def worker(self) -> Callable[[Unit], pa.Table]:
-        lm = set_up(self.params, self.model["source"], fast=path(self.params, self.model) == "fast")
+        lm = loaded(self.params, self.model)
 
         def compute(unit: Unit) -> pa.Table:
             place, fact = unit.item

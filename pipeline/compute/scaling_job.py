@@ -15,8 +15,8 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.compute.batches import Batch
-from pipeline.compute.keys import common, key, path
-from pipeline.compute.machine import set_up
+from pipeline.compute.keys import common, key
+from pipeline.compute.machine import loaded
 from pipeline.compute.sequence_job import Setting, updates
 from pipeline.compute.work import Unit
 from pipeline.edit.finetune import FineTune
@@ -91,8 +91,7 @@ class _Worker:
 
     def __init__(self, job: ScalingJob):
         self.job, self.params, self.setting = job, job.params, job.setting
-        fast = path(job.params, job.model) == "fast"
-        self.lm = set_up(job.params, job.model["source"], fast=fast)
+        self.lm = loaded(job.params, job.model)
         self.editor = None if self.setting is None else self.setting.editor(self.lm)
 
     def frame(self, made: Made) -> pd.DataFrame:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from pipeline.compute.editors import editor
-from pipeline.compute.keys import common, key, path
-from pipeline.compute.machine import set_up
+from pipeline.compute.keys import common, key
+from pipeline.compute.machine import loaded
 from pipeline.compute.work import Unit
 from pipeline.edit import problems
 from pipeline.edit.protocol import Edit, Editor, EditRequest, LowRank, Method, Update
@@ -106,7 +106,7 @@ class SequenceJob:
 
     def worker(self) -> Callable[[Unit], pa.Table]:
         setting = self.setting
-        lm = set_up(self.params, setting.model["source"], fast=path(self.params, setting.model) == "fast")
+        lm = loaded(self.params, setting.model)
         editor, memory = setting.editor(lm), setting.memory(lm)
 
         def compute(unit: Unit) -> pa.Table:

@@ -14,8 +14,8 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.compute.edit_job import EditJob, EditWorker
-from pipeline.compute.keys import common, key, path
-from pipeline.compute.machine import set_up
+from pipeline.compute.keys import common, key
+from pipeline.compute.machine import loaded
 from pipeline.compute.work import Unit
 from pipeline.edit import problems
 from pipeline.edit.protocol import Edit
@@ -58,7 +58,7 @@ class TableJob:
         ]
 
     def worker(self) -> Callable[[Unit], pa.Table]:
-        lm = set_up(self.params, self.model["source"], fast=path(self.params, self.model) == "fast")
+        lm = loaded(self.params, self.model)
         editors = [EditWorker(job, lm) for job in self.edits]
         return lambda unit: to_arrow(self._frame(lm, editors, unit.item))
 

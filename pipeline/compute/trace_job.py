@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.compute.keys import common, key, path
-from pipeline.compute.machine import set_up
+from pipeline.compute.machine import loaded
 from pipeline.compute.work import Unit
 from pipeline.facts import known
 from pipeline.facts.fact import Fact
@@ -64,7 +64,7 @@ class TraceJob:
 
     def worker(self) -> Callable[[Unit], pa.Table]:
         params, plain = self.params, path(self.params, self.model) == "plain"
-        lm = set_up(params, self.model["source"], fast=not plain)
+        lm = loaded(params, self.model)
         memory = budget(params.compute.memory_bytes, lm.device, gradient=False)
         trace_of = self._tracer(lm)
 

@@ -11,6 +11,7 @@ import torch
 
 from pipeline.compute import edit_job, engine, essence_job, pending
 from pipeline.compute.essence_job import COLUMNS, EssenceJob
+from pipeline.compute.keys import path
 from pipeline.compute.store import Store
 from pipeline.edit import methods
 from pipeline.edit.methods import METHODS
@@ -76,7 +77,7 @@ def frame(job: EssenceJob) -> pd.DataFrame:
 def shared(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
     """One model for all workers, so that a weight which one of them leaves changed would be seen."""
     for module in (edit_job, essence_job):
-        monkeypatch.setattr(module, "set_up", lambda params, source, fast: replace(lm, fast=fast))
+        monkeypatch.setattr(module, "loaded", lambda params, model: replace(lm, fast=path(params, model) == "fast"))
     return lm
 
 

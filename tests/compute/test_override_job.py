@@ -15,6 +15,7 @@ import torch
 
 from pipeline.analysis.override import OVERRIDE
 from pipeline.compute import edit_job, engine, override_job, pending
+from pipeline.compute.keys import path
 from pipeline.compute.override_job import MEASURED, OverrideJob
 from pipeline.compute.store import Store
 from pipeline.edit import methods
@@ -86,7 +87,7 @@ def frame(job: OverrideJob) -> pd.DataFrame:
 @pytest.fixture
 def shared(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
     """One model for all workers, so that a weight which one of them leaves changed would be seen."""
-    monkeypatch.setattr(override_job, "set_up", lambda params, source, fast: replace(lm, fast=fast))
+    monkeypatch.setattr(override_job, "loaded", lambda params, model: replace(lm, fast=path(params, model) == "fast"))
     return lm
 
 

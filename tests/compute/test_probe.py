@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.compute import edit_job, probe
 from pipeline.compute.edit_job import EditJob
+from pipeline.compute.keys import path
 from pipeline.edit import methods
 from pipeline.edit.methods import METHODS
 from pipeline.edit.text import text_batches
@@ -106,7 +107,7 @@ def test_the_edit_job_measures_each_edit_and_runs_the_text_once(
         runs.append(1)
         return record(*of)
 
-    monkeypatch.setattr(edit_job, "set_up", lambda params, source, fast: replace(lm, fast=fast))
+    monkeypatch.setattr(edit_job, "loaded", lambda params, model: replace(lm, fast=path(params, model) == "fast"))
     monkeypatch.setattr(likelihood, "record", counted)
     params = with_(params, layers=(0, 2, 5))
     tables = {}

@@ -104,7 +104,7 @@ def watched(
     texts = ("", *(f"Anna works in {i}. " for i in range(prefixes)))
     job = EditJob(params, model, (FACT,), 0.3, METHODS[method], "fact_forcing", {"source_key": ""}, texts, folder)
     with pytest.MonkeyPatch.context() as patch, Watch(lm) as watch:
-        patch.setattr(edit_job, "set_up", lambda params, source, fast=True: lm)
+        patch.setattr(edit_job, "loaded", lambda params, model: lm)
         edit = edit_job.EditWorker._edit
 
         def editing(self: Any, request: Any) -> Any:

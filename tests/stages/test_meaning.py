@@ -22,6 +22,7 @@ from pipeline.analysis.scores import fall
 from pipeline.compute import edit_job, known_job, statistics, trace_job
 from pipeline.compute.edit_job import EditJob
 from pipeline.compute.fetch import opened
+from pipeline.compute.keys import path
 from pipeline.compute.known_job import KnownJob
 from pipeline.compute.trace_job import TraceJob
 from pipeline.edit import methods, problems
@@ -102,7 +103,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     # Every worker gets this one model, so that a weight that one of them leaves changed would be seen.
     with pytest.MonkeyPatch.context() as patch:
         for module in (known_job, trace_job, edit_job):
-            patch.setattr(module, "set_up", lambda params, source, fast: replace(lm, fast=fast))
+            patch.setattr(module, "loaded", lambda params, model: replace(lm, fast=path(params, model) == "fast"))
         job = KnownJob(settings, model, tuple(facts))
         known = job.read(compute(job))
         chosen = choose(facts, known, KnownRule(**settings.facts.known.model_dump()), FACTS)
