@@ -88,7 +88,7 @@ second-model: $(READY)  ## repro PRESET=second-model, and keep its small results
 	$(call keep,second-model,$(MAIN_TABLES))
 
 reference: $(READY)  ## the run that the README speaks of, all of measures/ too; keep its results in reports/reference
-	@echo 'make reference: about 10 hours on two CPU cores (estimated); stop it at will, it goes on where it was'
+	@echo 'make reference: about 11 hours on two CPU cores (estimated; on a GPU not measured); stop it at will, it goes on where it was'
 	@[ -f dvc.lock.repro ] || cp dvc.lock dvc.lock.repro  # there is one where this was stopped
 	@$(MAKE) repro PRESET=reference
 	@$(MAKE) maps table scaling robustness override essence
