@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from typing import Any
 
 import pytest
@@ -14,15 +15,20 @@ RUNS = sorted(path.parent.name for path in (ROOT / "reports").glob("*/manifest.j
 EARLIER = {"reference"}  # runs of an earlier version, which the README says they are
 
 
+def manifest(run: str) -> dict[str, Any]:
+    return dict(json.loads((ROOT / "reports" / run / "manifest.json").read_text("utf-8")))
+
+
 def stages(run: str) -> dict[str, dict[str, Any]]:
     """Stage to what a run's manifest says of it, those of measures/dvc.yaml too."""
-    manifest = json.loads((ROOT / "reports" / run / "manifest.json").read_text("utf-8"))
-    return {**manifest["stages"], **manifest.get("measures", {})}
+    return {**manifest(run)["stages"], **manifest(run).get("measures", {})}
 
 
 @pytest.mark.parametrize("run", [run for run in RUNS if run not in EARLIER])
 def test_a_run_is_of_today_s_code(run: str) -> None:
-    computed = stages(run)
+    computed, python = stages(run), manifest(run)["versions"]["python"]
+    if python.split(".")[:2] != platform.python_version().split(".")[:2]:  # whose syntax trees look otherwise
+        pytest.skip(f"reports/{run} was computed by Python {python}, whose hashes this one can't make")
     assert {"facts", "trace", "regressions"} < set(computed)
     stale = {
         f"{stage}: {modules}"
