@@ -70,7 +70,21 @@ def _meaning(path: Path, version: tuple[int, int]) -> str:
         documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
-    return ast.dump(tree)
+    return _plain(tree)
+
+
+def _plain(node: object) -> str:
+    """A syntax tree as text that is the same under every version of Python: empty fields, which come with new versions,
+    are left out."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_plain, node))}]"
+    if not isinstance(node, ast.AST):
+        return f"{type(node).__name__}:{node!r}"
+    if isinstance(node, ast.JoinedStr):  # to which some versions add an empty text
+        node.values = [part for part in node.values if getattr(part, "value", None) != ""]
+    value = isinstance(node, ast.Constant)  # whose value may be None
+    said = [(name, field) for name, field in ast.iter_fields(node) if value or (field is not None and field != [])]
+    return f"{type(node).__name__}({','.join(f'{name}={_plain(field)}' for name, field in said if name != 'kind')})"
 
 
 @cache

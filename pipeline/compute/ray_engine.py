@@ -39,6 +39,7 @@ except ImportError as error:
         "or set compute.engine to local"
     ) from error
 
+TRIES = 3  # to join a cluster that is busy
 PATIENCE = 30.0  # seconds without any worker after which the user is told what it waits for
 LATE_FILES = 90.0  # seconds; a network file system may show another machine's files a minute late
 OBJECT_STORE = 100 * 1024**2  # bytes of a cluster started here; only facts and keys pass through it
@@ -72,8 +73,7 @@ def _cluster(compute: ComputeParams, threads: int) -> Iterator[None]:
         options |= {"num_cpus": max(cores(), asked), "include_dashboard": False, "object_store_memory": OBJECT_STORE}
         options["_node_ip_address"] = "127.0.0.1"  # else each process looks for a network first
     try:
-        _knock(compute.address)
-        ray.init(**options)
+        _join(options)
     except (OSError, RuntimeError, ValueError, ImportError, exceptions.RayError) as error:  # as Ray's versions differ
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
@@ -85,6 +85,19 @@ def _cluster(compute: ComputeParams, threads: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(options: dict[str, Any]) -> None:
+    """ray.init, once more where the cluster's head had no server ready for this client in time, as when it is busy."""
+    for left in reversed(range(TRIES)):
+        try:
+            _knock(options["address"])
+            ray.init(**options)
+            return
+        except ConnectionAbortedError:
+            if not left:
+                raise
+            say(f"the Ray cluster at {options['address']} is slow to answer; asked again")
 
 
 def _knock(address: str) -> None:

@@ -37,9 +37,10 @@ from tests.lm.families import random_model
 # Ray reads these when it is imported. A token of the tests' own: else Ray would keep one in the user's home.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
 pytest.importorskip("ray", reason="the Ray engine needs Ray: pip install -e '.[ray]'")
+ray_engine = import_module("pipeline.compute.ray_engine")
 
 CREW = (1, 1)  # of the local engine: one worker with one thread
-WAIT = 180.0  # seconds for what takes ten at most on a machine with nothing else to do
+WAIT = 300.0  # seconds for what takes ten at most on a machine with nothing else to do
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -69,7 +70,8 @@ def cluster() -> Iterator[str]:
     words += ["--node-ip-address=127.0.0.1", "--include-dashboard=false", "--object-store-memory=100000000"]
     with subprocess.Popen(
         [command, *words],
-        env=os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1", "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": f"{WAIT:.0f}"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as head:
@@ -147,6 +149,30 @@ def test_an_address_where_no_cluster_is(marks: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_ports(1)[0]}")
     with pytest.raises(UserError, match=r"compute\.address is auto but .* \(.*refused\); start one with `ray start"):
         run(marks({}))
+
+
+@pytest.mark.slow
+def test_a_cluster_too_busy_to_answer_is_asked_again(
+    marks: Any, cluster: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, init = [], ray_engine.ray.init
+
+    def busy(**options: Any) -> None:
+        asked.append(options["address"])
+        if len(asked) <= refused:
+            raise ConnectionAbortedError("Initialization failure from server:\nno server")
+        init(**options)
+
+    monkeypatch.setattr(ray_engine.ray, "init", busy)
+    refused = 2
+    assert run(marks({}))["unit"].to_pylist() == list(range(6))
+    assert asked == ["auto"] * 3
+    assert capsys.readouterr().err.count("is slow to answer; asked again\n") == 2
+    asked.clear()
+    refused = 9
+    with pytest.raises(UserError, match=r"compute\.address is auto but .* \(Initialization failure from server:\)"):
+        run(marks({}, 7))
+    assert len(asked) == ray_engine.TRIES
 
 
 def stage(*words: str) -> subprocess.Popen[str]:
