@@ -32,8 +32,14 @@ def setting_of(params: Params, model: dict[str, Any], method: str) -> Setting:
 
 def many_at_once(params: Params, model: dict[str, Any], facts: Sequence[Fact]) -> pd.DataFrame:
     """A row for each method, batch, fact and prompt, the unedited model's first."""
-    tables = [runs.run(job) for job in _jobs(params, model, facts, _tables)]
-    return pd.concat([table.to_pandas() for table in tables], ignore_index=True)
+    batches = [*scaling_batches(params, facts), *mixture_batches(params, facts)]
+    place = {(batch.study, batch.n_edits, batch.number): i for i, batch in enumerate(batches)}
+    tables = []
+    for job in _jobs(params, model, facts, _tables):  # whose batches are in another order
+        table = runs.run(job).to_pandas()
+        of = pd.Series(list(zip(table["study"], table["n_edits"], table["batch"], strict=True)), dtype=object)
+        tables.append(table.iloc[of.map(lambda batch: place.get(batch, -1)).argsort(kind="stable")])
+    return pd.concat(tables, ignore_index=True)
 
 
 def places(params: Params, model: dict[str, Any], facts: Sequence[Fact]) -> pd.DataFrame:
@@ -81,20 +87,30 @@ def _jobs(params: Params, model: dict[str, Any], facts: Sequence[Fact], make: _R
     for setting, once in zip(settings, whole, strict=True):
         own = batches + (mixed if setting.method.name == MIXED else [])
         made = tuple(Made(batch) for batch in own) if once else _in_sequence(setting, own, make)
-        yield ScalingJob(params, model, setting, made)
+        # The largest first, so that none is computed alone at the end.
+        largest_first = sorted(made, key=lambda of: of.batch.n_edits, reverse=True)
+        yield ScalingJob(params, model, setting, tuple(largest_first))
 
 
 def _in_sequence(setting: Setting, batches: Sequence[Batch], make: _Round = _tables) -> tuple[Made, ...]:
-    """The batches with their edits, made in rounds of runs of RUN edits each."""
+    """The batches with their edits, made in rounds of runs of RUN edits each.
+
+    A round waits for its longest run. So batches that need fewer rounds begin in different ones, and in each the
+    longest run comes first: other workers then have something to do beside it.
+    """
     made = [Made(batch) for batch in batches]
-    most = max((batch.n_edits for batch in batches), default=0)
-    for low in range(0, most, RUN):
-        going = [i for i, batch in enumerate(batches) if batch.n_edits > low]
-        due = tuple(
-            Run(f"{batches[i].label} from {low}", batches[i].facts[low : low + RUN], made[i].runs, made[i].after)
-            for i in going
-        )
-        job = SequenceJob(setting.params, setting, due)
+    needed = [-(-batch.n_edits // RUN) for batch in batches]
+    rounds = max(needed, default=0)
+    first = [i % (rounds - own + 1) for i, own in enumerate(needed)]
+    for round_ in range(rounds):
+        due = {}
+        for i, batch in enumerate(batches):
+            low = (round_ - first[i]) * RUN
+            if 0 <= low < batch.n_edits:
+                facts = batch.facts[low : low + RUN]
+                due[i] = Run(f"{batch.label} from {low}", facts, made[i].runs, made[i].after)
+        going = sorted(due, key=lambda i: len(due[i].facts), reverse=True)
+        job = SequenceJob(setting.params, setting, tuple(due[i] for i in going))
         for i, unit, tables in zip(going, job.units(), make(job), strict=True):
             made[i] = Made(batches[i], (*made[i].runs, *tables), unit.key)
     return tuple(made)

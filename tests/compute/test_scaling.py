@@ -207,6 +207,26 @@ def test_a_sequence_in_two_runs_is_that_of_one(
     assert all(torch.equal(a.matrix(), b.matrix()) for a, b in zip(one, other, strict=True))
 
 
+def test_rounds_of_runs_share_the_work(project: Path, params: Params, facts: list[Fact]) -> None:
+    """A long sequence has others beside it in each of its rounds, and each batch all of its facts, in order."""
+    setting = scaling.setting_of(params, MODEL, "rome")
+    sizes = (1, 1, 1, 1, 1, 1, 4, 8)
+    batches = [Batch("scaling", i, n, tuple(facts[:n]), frozenset()) for i, n in enumerate(sizes)]
+    rounds: list[list[int]] = []
+    edited: dict[str, list[Fact]] = {}
+
+    def make(job: SequenceJob) -> list[tuple[Any, ...]]:
+        rounds.append([len(run.facts) for run in job.runs])
+        for run in job.runs:
+            edited.setdefault(run.label.split(" from ")[0], []).extend(run.facts)
+        return [()] * len(job.runs)
+
+    made = scaling._in_sequence(setting, batches, make)
+    assert [of.batch for of in made] == batches
+    assert edited == {batch.label: list(batch.facts) for batch in batches}
+    assert rounds == [[3, 3, 1, 1], [3, 1, 1, 1], [2, 1, 1]]
+
+
 @pytest.mark.parametrize("method", ["memit", "rome", "ft"])
 def test_the_weights_come_back_bit_for_bit(project: Path, params: Params, facts: list[Fact], method: str) -> None:
     setting = scaling.setting_of(params, MODEL, method)
