@@ -68,10 +68,10 @@ define keep
 endef
 
 # With the stages beside the main path its page is another one than that of `make repro`, which dvc.lock speaks of.
-default-run: $(READY)  ## repro PRESET=default and all of measures/ but essence; keep their results in reports/default-run
+default-run: $(READY)  ## repro PRESET=default and all of measures/; keep their results in reports/default-run
 	@$(MAKE) repro PRESET=default
 	@cp dvc.lock dvc.lock.repro
-	@$(MAKE) maps table scaling robustness override
+	@$(MAKE) maps table scaling robustness override essence
 	@mv dvc.lock.repro dvc.lock
 	$(call keep,default-run,reports/*.csv)
 	@cp reports/figures/rewrite_by_layer.png reports/default-run/
@@ -81,11 +81,12 @@ default-run: $(READY)  ## repro PRESET=default and all of measures/ but essence;
 MAIN_TABLES := $(patsubst %,reports/%.csv,collapse collapse_r2 correlation_by_layer fractional layers localizers \
   methods regressions reverse rewrite_by_layer scores_by_layer trace_by_layer trace_peaks)
 
-second-model: $(READY)  ## repro PRESET=second-model, and keep its small results in reports/second-model
+second-model: $(READY)  ## repro PRESET=second-model; keep its small results in reports/second-model
 	@[ -f dvc.lock.repro ] || cp dvc.lock dvc.lock.repro  # there is one where this was stopped
 	@$(MAKE) repro PRESET=second-model
 	@mv dvc.lock.repro dvc.lock
 	$(call keep,second-model,$(MAIN_TABLES))
+	@python -m pipeline.report.readme
 
 reference: $(READY)  ## the run that the README speaks of, all of measures/ too; keep its results in reports/reference
 	@echo 'make reference: about 11 hours on two CPU cores (estimated; on a GPU not measured); stop it at will, it goes on where it was'

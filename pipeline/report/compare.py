@@ -151,7 +151,7 @@ def sections(one: Finished, other: Finished, names: tuple[str, str]) -> list[Sec
         Section(
             anchor="answers",
             title="Both answers",
-            points=[f"**{name}**: {_answers(run)}" for name, run in zip(names, (one, other), strict=True)],
+            points=[f"**{name}**: {answers(run)}" for name, run in zip(names, (one, other), strict=True)],
         ),
         Section(
             anchor="depth",
@@ -167,7 +167,7 @@ def sections(one: Finished, other: Finished, names: tuple[str, str]) -> list[Sec
     ]  # fmt: skip
 
 
-def _answers(run: Finished) -> str:
+def answers(run: Finished) -> str:
     """Where to edit, and what the layer explains, as the run's own page says it."""
     first = layers.section(of_tracing(run.choices), run.confidence)["first"]
     found = answer(run.regressions, run.model_name, run.confidence) if len(run.regressions) else ""
