@@ -54,7 +54,7 @@ def _sentence(agreement: pd.DataFrame) -> str:
     """Which localizer comes closest to exact tracing, and how much of that any fact's trace would give."""
     best = _first(agreement).sort_values("rho", ascending=False, kind="stable").iloc[0]
     p = float("nan") if best["n_facts"] < MIN_FACTS_SHOWN else best["permutation_pvalue"]
-    sure = "of so few facts it may be chance" if p != p else f"that the own trace fits no better has p = {number(p)}"
+    sure = "of so few facts it may be chance" if p != p else f"that the own trace fits no better has p = {number(p, 4)}"
     return (
         f"Of the cheaper localizers, {words(best['localizer'])} comes closest to exact tracing: over layers, the mean "
         f"rank correlation of {facts_phrase(int(best['n_facts']))} is {number(best['rho'], 2)}, and "
