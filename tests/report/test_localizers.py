@@ -37,7 +37,7 @@ def test_the_section_is_made_of_the_numbers() -> None:
     assert section.paragraphs[0] == (
         "Of the cheaper localizers, attribution patching w5 comes closest to exact tracing: over layers, the mean rank "
         f"correlation of 12 facts is {best['rho']:.2f}, and {best['rho_dealt']:.2f} with the trace of another fact of "
-        f"the same relation; that the own trace fits no better has p = {best['permutation_pvalue']:.3f}."
+        f"the same relation; that the own trace fits no better has p = {best['permutation_pvalue']:.4f}."
     )
     agree, where = section.tables
     assert [row[0] for row in agree.rows] == ["attribution patching w5", "gradient norm"]
