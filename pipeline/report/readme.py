@@ -14,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import UserError
-from pipeline.report.compare import answers
 from pipeline.report.finished import read_finished
 from pipeline.report.plots import words
+from pipeline.report.readme_run import run_of
 from pipeline.report.section import number
 from pipeline.tables import BEST, UNEDITED, read_json
 from pipeline.words import method_label
@@ -72,8 +72,7 @@ def scaling(reports: Path, paper: Path) -> str:
 
 def second_model(reports: Path, paper: Path) -> str:
     """What the run of another family answers, in Markdown."""
-    run = read_finished(reports / "second-model")
-    return f"{answers(run)} ([page](reports/second-model/report.html), [tables](reports/second-model))\n"
+    return f"{run_of(read_finished(reports / 'second-model'))}\n"
 
 
 BLOCKS = {"results": results, "counterfact": counterfact, "scaling": scaling, "second model": second_model}

@@ -1,0 +1,81 @@
+"""A run as the README tells it: what it answers, and the tables that this rests on, in Markdown."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from pipeline.analysis.trust import shown
+from pipeline.report import layers
+from pipeline.report.answer import headline
+from pipeline.report.compare import answers
+from pipeline.report.finished import Finished
+from pipeline.report.localizers import of_tracing
+from pipeline.report.plots import words
+from pipeline.report.section import number, with_interval
+from pipeline.words import method_label
+
+
+def run_of(run: Finished, paper: pd.DataFrame | None = None) -> str:
+    """The run's sentences and tables. paper: rows of data/paper/hase2023_r2.csv to set beside the first table."""
+    made = [answers(run), _explained(run, paper)]
+    if run.regressions["method"].nunique() > 1:
+        made.append(_costs(run))
+    return "\n\n".join(
+        [*made, f"Each number is in the run's [tables]({run.folder}), and on its [page]({run.folder}/report.html)."]
+    )
+
+
+def _explained(run: Finished, paper: pd.DataFrame | None) -> str:
+    """What the layer explains and the trace adds, by problem, and what editing at the traced layer costs."""
+    rows, costs = headline(run.regressions), _lost(run)
+    level = f"{run.confidence:.0%} interval"
+    head = [
+        "problem", "R², layer", "null block kept", f"trace adds beyond chance ({level}; at most)",
+        f"to held-out facts ({level})", f"slope within a fact ({level})", f"traced layer loses, points ({level})",
+        "facts x layers",
+    ]  # fmt: skip
+    if paper is not None:
+        head.append("GPT-J in the paper: layer, trace, both")
+    lines = [head, ["---"] * len(head)]
+    for row in rows.to_dict("records"):
+        told = shown(row)
+        gain = with_interval(row["gain"], told["gain_low"], told["gain_high"])
+        bound = told["gain_bound"]
+        cells = [
+            words(row["problem"]), number(row["r2_layer"]), number(row["r2_layer_all"]),
+            gain if bound is None else f"{gain.removesuffix(')')}; {number(max(bound, 0.0))})",
+            with_interval(row["cv_gain"], told["cv_gain_low"], told["cv_gain_high"]),
+            with_interval(row["within_slope"], told["within_low"], told["within_high"]),
+            costs.get((row["problem"], row["method"]), "–"),
+            f"{row['n_facts']} x {row['n_layers']}",
+        ]  # fmt: skip
+        if paper is not None:
+            theirs = paper[(paper["method"] == "ROME") & (paper["score"] == "rewrite")].set_index("problem")
+            known = theirs.loc[row["problem"], ["r2_layer", "r2_trace", "r2_both"]]
+            cells.append(", ".join(number(value) for value in known))
+        lines.append(cells)
+    return _table(lines)
+
+
+def _costs(run: Finished) -> str:
+    """What editing at the traced layer costs against one fixed layer, by problem and method."""
+    costs = _lost(run)
+    methods = list(dict.fromkeys(method for _, method in costs))
+    lines = [["traced layer loses, points", *map(method_label, methods)], ["---"] * (len(methods) + 1)]
+    for problem in dict.fromkeys(problem for problem, _ in costs):
+        lines.append([words(problem), *(costs.get((problem, method), "–") for method in methods)])
+    return _table(lines)
+
+
+def _lost(run: Finished) -> dict[tuple[str, str], str]:
+    """(problem, method) to the hundredths of the score that the layer with the largest trace loses."""
+    found, rows = {}, layers.section(of_tracing(run.choices), run.confidence)["rows"]
+    for row in rows:
+        if row["localizer"] == rows[0]["localizer"]:
+            low, high = (None if end is None else 100 * end for end in (row["regret_low"], row["regret_high"]))
+            found[row["problem"], row["method"]] = with_interval(100 * row["regret"], low, high, 1)
+    return found
+
+
+def _table(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
