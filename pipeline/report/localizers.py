@@ -7,7 +7,7 @@ import seaborn as sns
 
 from pipeline.analysis.trust import MIN_FACTS_OF_MEANS, MIN_FACTS_SHOWN
 from pipeline.report.plots import Plot, both_widths, facts_phrase, legend_below, panels, style, words
-from pipeline.report.section import Section, Table, number, with_interval
+from pipeline.report.section import Section, Table, chance, number, with_interval
 from pipeline.words import method_label
 
 _TRACED = "trace_"  # how names of exact tracing begin
@@ -54,7 +54,7 @@ def _sentence(agreement: pd.DataFrame) -> str:
     """Which localizer comes closest to exact tracing, and how much of that any fact's trace would give."""
     best = _first(agreement).sort_values("rho", ascending=False, kind="stable").iloc[0]
     p = float("nan") if best["n_facts"] < MIN_FACTS_SHOWN else best["permutation_pvalue"]
-    sure = "of so few facts it may be chance" if p != p else f"that the own trace fits no better has p = {number(p, 4)}"
+    sure = "of so few facts it may be chance" if p != p else f"that the own trace fits no better has p = {chance(p)}"
     return (
         f"Of the cheaper localizers, {words(best['localizer'])} comes closest to exact tracing: over layers, the mean "
         f"rank correlation of {facts_phrase(int(best['n_facts']))} is {number(best['rho'], 2)}, and "
@@ -72,7 +72,7 @@ def _agreement(agreement: pd.DataFrame, confidence: float) -> Table:
         rows.append(
             [
                 words(row["localizer"]), words(row["trace"]), with_interval(row["rho"], low, high, 2),
-                number(row["rho_dealt"], 2), number(float("nan") if unsure else row["permutation_pvalue"]),
+                number(row["rho_dealt"], 2), chance(None if unsure else row["permutation_pvalue"]),
                 *(f"{number(row[f'hit_{k}'], 2)} ({number(row[f'hit_{k}_dealt'], 2)})" for k in (1, 2)),
                 str(row["n_facts"]),
             ]

@@ -93,7 +93,7 @@ def _together(count: "pd.Series[float]") -> str:
         "Rows share edits and traces, and so reject together: where the traces of a fact, in all variations, are dealt "
         f"to another fact of its relation, up to {int(count['joint_high'])} of {int(count['joint_tests'])} such rows "
         f"reject in {count['confidence']:.0%} of dealings; here {int(count['joint_rejected'])} do "
-        f"(p = {number(count['joint_pvalue'])})."
+        f"(p = {chance(count['joint_pvalue'])})."
     )
 
 

@@ -42,7 +42,7 @@ def test_the_section_is_made_of_the_numbers() -> None:
     agree, where = section.tables
     assert [row[0] for row in agree.rows] == ["attribution patching w5", "gradient norm"]
     assert agree.rows[0][2] == f"{best['rho']:.2f}"  # 12 facts have no interval
-    assert agree.rows[0][4] == f"{best['permutation_pvalue']:.3f}"
+    assert agree.rows[0][4] == f"{best['permutation_pvalue']:.4f}"
     assert agree.rows[0][5] == f"{best['hit_1']:.2f} ({best['hit_1_dealt']:.2f})"
     assert "no interval is given" in agree.note
     # Of the rewrite score alone.

@@ -58,7 +58,7 @@ def test_nothing_is_found_and_how_much_would_be_by_chance_stands_beside_it(tmp_p
         "find at p ≤ 0.05 that the trace adds to what the layer explains. Were there nothing to find, about 2.0 would, "
         "or fewer; after Holm's correction none is left. Rows share edits and traces, and so reject together: where "
         "the traces of a fact, in all variations, are dealt to another fact of its relation, up to 5 of 24 such rows "
-        "reject in 95% of dealings; here 2 do (p = 0.210)."
+        "reject in 95% of dealings; here 2 do (p = 0.2100)."
     )
     assert "a gain has to be above 0.040" in found.paragraphs[1]
     assert "the largest that any row still allows is 0.200" in found.paragraphs[1]
