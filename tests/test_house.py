@@ -6,9 +6,11 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.conftest import ROOT
 
@@ -52,3 +54,10 @@ def test_the_readme_s_tree_is_the_house() -> None:
 def test_tests_mirror_the_wings() -> None:
     wings = {path.parent.name for path in MODULES if path.parent.name != "pipeline"}
     assert [wing for wing in sorted(wings) if not list((ROOT / "tests" / wing).glob("test_*.py"))] == []
+
+
+def test_the_version_to_cite_is_the_package_s() -> None:
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    cited = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (cited["version"], cited["license"]) == (package["version"], package["license"])
+    assert [reference["year"] for reference in cited["references"]] == [2023, 2022, 2023]
