@@ -24,7 +24,7 @@ FILE ?= units.parquet
 OUTER_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro maps essence table scaling robustness override default-run second-model reference compare readme status prune export-units import-units test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
+.PHONY: help setup repro maps essence table scaling robustness override default-run second-model counterfact reference compare readme status prune export-units import-units test test-page test-slow test-cpus fuzz lint audit bench bench-gpu simulate clean
 
 help:  ## what there is
 	@echo "make TARGET, where TARGET is one of:"
@@ -87,6 +87,13 @@ second-model: $(READY)  ## repro PRESET=second-model; keep its small results in 
 	@mv dvc.lock.repro dvc.lock
 	$(call keep,second-model,$(MAIN_TABLES))
 	@python -m pipeline.report.readme
+
+counterfact: $(READY)  ## repro PRESET=counterfact and table; keep their small results in reports/counterfact
+	@[ -f dvc.lock.repro ] || cp dvc.lock dvc.lock.repro  # there is one where this was stopped
+	@$(MAKE) repro PRESET=counterfact
+	@$(MAKE) table
+	@mv dvc.lock.repro dvc.lock
+	$(call keep,counterfact,$(MAIN_TABLES) reports/counterfact.csv reports/counterfact_layers.csv)
 
 reference: $(READY)  ## the run that the README speaks of, all of measures/ too; keep its results in reports/reference
 	@echo 'make reference: about 11 hours on two CPU cores (estimated; on a GPU not measured); stop it at will, it goes on where it was'
@@ -173,7 +180,7 @@ simulate: $(READY)  ## size, power and coverage of the report's tests and interv
 clean:  ## remove tables, reports and the tools' caches; keep .venv, models and results kept per fact
 	rm -rf data/*.parquet data/*.json data/left_out.csv data/edits data/inputs data/measures data/statistics data/timings dvc_plots build ./*.egg-info
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find reports -mindepth 1 -maxdepth 1 ! -name reference ! -name default-run ! -name second-model -exec rm -rf {} + 2>/dev/null || true
+	find reports -mindepth 1 -maxdepth 1 ! -name reference ! -name default-run ! -name second-model ! -name counterfact -exec rm -rf {} + 2>/dev/null || true
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # The Python that .venv is made from: PYTHON where given, else the first that is new enough.
