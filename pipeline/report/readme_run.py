@@ -17,27 +17,29 @@ from pipeline.words import method_label
 
 def run_of(run: Finished, paper: pd.DataFrame | None = None) -> str:
     """The run's sentences and tables. paper: rows of data/paper/hase2023_r2.csv to set beside the first table."""
-    made = [answers(run), _explained(run, paper)]
+    costs = _lost(run)
+    made = [answers(run), _explained(run, costs, paper)]
     if run.regressions["method"].nunique() > 1:
-        made.append(_costs(run))
+        made.append(_by_method(costs))
     return "\n\n".join(
         [*made, f"Each number is in the run's [tables]({run.folder}), and on its [page]({run.folder}/report.html)."]
     )
 
 
-def _explained(run: Finished, paper: pd.DataFrame | None) -> str:
+def _explained(run: Finished, costs: dict[tuple[str, str], str], paper: pd.DataFrame | None) -> str:
     """What the layer explains and the trace adds, by problem, and what editing at the traced layer costs."""
-    rows, costs = headline(run.regressions), _lost(run)
     level = f"{run.confidence:.0%} interval"
     head = [
         "problem", "R², layer", "null block kept", f"trace adds beyond chance ({level}; at most)",
         f"to held-out facts ({level})", f"slope within a fact ({level})", f"traced layer loses, points ({level})",
         "facts x layers",
     ]  # fmt: skip
+    theirs = None
     if paper is not None:
+        theirs = paper[(paper["method"] == "ROME") & (paper["score"] == "rewrite")].set_index("problem")
         head.append("GPT-J in the paper: layer, trace, both")
     lines = [head, ["---"] * len(head)]
-    for row in rows.to_dict("records"):
+    for row in headline(run.regressions).to_dict("records"):
         told = shown(row)
         gain = with_interval(row["gain"], told["gain_low"], told["gain_high"])
         bound = told["gain_bound"]
@@ -49,17 +51,15 @@ def _explained(run: Finished, paper: pd.DataFrame | None) -> str:
             costs.get((row["problem"], row["method"]), "–"),
             f"{row['n_facts']} x {row['n_layers']}",
         ]  # fmt: skip
-        if paper is not None:
-            theirs = paper[(paper["method"] == "ROME") & (paper["score"] == "rewrite")].set_index("problem")
+        if theirs is not None:
             known = theirs.loc[row["problem"], ["r2_layer", "r2_trace", "r2_both"]]
             cells.append(", ".join(number(value) for value in known))
         lines.append(cells)
     return _table(lines)
 
 
-def _costs(run: Finished) -> str:
-    """What editing at the traced layer costs against one fixed layer, by problem and method."""
-    costs = _lost(run)
+def _by_method(costs: dict[tuple[str, str], str]) -> str:
+    """What editing at the traced layer costs against one fixed layer, a row a problem and a column a method."""
     methods = list(dict.fromkeys(method for _, method in costs))
     lines = [["traced layer loses, points", *map(method_label, methods)], ["---"] * (len(methods) + 1)]
     for problem in dict.fromkeys(problem for problem, _ in costs):

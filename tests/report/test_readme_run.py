@@ -48,9 +48,7 @@ def test_more_facts_methods_and_a_paper_give_more_columns(run: Finished) -> None
     first, costs = run_of(larger, PAPER), []
     for cells in rows(first):
         if cells[0] == "error injection" and len(cells) == 9:
-            own = regressions[(regressions["problem"] == "error_injection") & (regressions["score"] == "rewrite")].iloc[
-                0
-            ]
+            own = regressions.query("problem == 'error_injection' and score == 'rewrite'").iloc[0]
             ends = f"({own['gain_low']:.3f} to {own['gain_high']:.3f}; {max(own['gain_bound'], 0):.3f})"
             assert cells[3] == f"{own['gain']:.3f} {ends}"
             assert cells[8] == "0.947, 0.016, 0.948"
