@@ -22,15 +22,15 @@ import random
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tokenizers
 import torch
 import torch.nn.functional as F
-import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from pipeline.disk import sync_folder, writing
 from pipeline.errors import UserError
@@ -38,6 +38,9 @@ from pipeline.lm import tiny_text
 from pipeline.lm.tiny_text import UNSEEN, Rows, Statement, described, stated
 from pipeline.progress import track
 from pipeline.seeds import derive
+
+if TYPE_CHECKING:  # only what trains imports it: it takes two seconds, and every stage imports this file
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 BLOCKS, WIDTH, HEADS, POSITIONS = 6, 96, 4, 128
 VOCABULARY = 580  # 256 bytes, one special token and so many merges that subjects are of two and three tokens
@@ -55,7 +58,7 @@ def recipe(facts_folder: Path, seed: int) -> str:
         path = facts_folder / name
         if path.is_file():  # a missing one is told where it is read
             digest.update(hashlib.sha256(path.read_bytes()).digest())
-    versions = (torch.__version__, transformers.__version__, tokenizers.__version__, str(seed))
+    versions = (torch.__version__, version("transformers"), tokenizers.__version__, str(seed))
     digest.update("/".join(versions).encode())
     return digest.hexdigest()[:16]
 
@@ -83,6 +86,8 @@ def train(folder: Path, facts: Iterable[Statement], seed: int) -> None:
 
 def _train_tokenizer(facts: Sequence[Statement]) -> PreTrainedTokenizerFast:
     """Byte-level BPE as GPT-2's: it puts no special token of its own, and spaces begin tokens."""
+    from transformers import PreTrainedTokenizerFast
+
     corpus = [f"{prompt} {fact.target_true}." for fact in facts for prompt in stated(fact)]
     corpus += described(facts).values()
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -107,6 +112,8 @@ def _train_tokenizer(facts: Sequence[Statement]) -> PreTrainedTokenizerFast:
 
 
 def _train_model(facts: Sequence[Statement], tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> GPT2LMHeadModel:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     rows = Rows(facts, tokenizer, rng)
     model = GPT2LMHeadModel(
         GPT2Config(
@@ -171,6 +178,8 @@ def _loss(model: GPT2LMHeadModel, probe: nn.Linear, rows: Rows, subject_ids: Ten
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
     """Keep transformers from drawing its own progress bar while it writes three megabytes."""
+    import transformers
+
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:

@@ -84,8 +84,9 @@ def test_the_preset_runs_from_end_to_end(smoke: Smoke) -> None:
 
 
 def test_the_preset_takes_little_time(smoke: Smoke) -> None:
-    # Processor time, which other work on the machine stretches by a third; the training takes another 30 seconds.
-    assert smoke.cpu < 180
+    # Both times are the processor's, one after the other: a slow or busy machine stretches both. On two cores of 2026
+    # importing takes 4 s and the preset 26 times that, so that the bar is at 160 s; the training takes another 30 s.
+    assert smoke.cpu < 40 * smoke.unit
 
 
 def test_git_is_shown_the_lock_file_and_nothing_else(smoke: Smoke) -> None:
