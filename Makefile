@@ -60,49 +60,50 @@ scaling: ## many edits at once, and which layers share them
 robustness: ## whether other traces, metrics and facts change the conclusion
 override: ## edited models traced: does an edit override what sits elsewhere?
 
-# Results of the run that make up reports/$(1). dvc.lock stays that of `make repro PRESET=default` alone.
+# A preset's run $(1) with the stages $(2) beside it. dvc.lock stays that of `make repro PRESET=default` alone: the other is
+# put aside, and is still there where this was stopped.
+define whole
+	@[ -f dvc.lock.repro ] || cp dvc.lock dvc.lock.repro
+	@$(MAKE) repro PRESET=$(1)
+	@$(if $(2),$(MAKE) $(2))
+	@mv dvc.lock.repro dvc.lock
+endef
+
+# Results of the run that make up reports/$(1): the tables $(2), and the README's sentences about them.
 define keep
 	@rm -rf reports/$(1) && mkdir -p reports/$(1)/figures
 	@cp params.yaml $(2) reports/{manifest.json,metrics.json,report.html,report.md} reports/$(1)/
 	@cp reports/figures/*.svg reports/$(1)/figures/
+	@python -m pipeline.report.readme
 endef
 
-# With the stages beside the main path its page is another one than that of `make repro`, which dvc.lock speaks of.
+MEASURES := maps table scaling robustness override essence
+
+# Begins without tables, so that the page that dvc.lock speaks of is that of `make repro` in a fresh clone.
 default-run: $(READY)  ## repro PRESET=default and all of measures/; keep their results in reports/default-run
+	@$(MAKE) clean
 	@$(MAKE) repro PRESET=default
 	@cp dvc.lock dvc.lock.repro
-	@$(MAKE) maps table scaling robustness override essence
+	@$(MAKE) $(MEASURES)
 	@mv dvc.lock.repro dvc.lock
 	$(call keep,default-run,reports/*.csv)
-	@cp reports/figures/rewrite_by_layer.png reports/default-run/
-	@python -m pipeline.report.readme
 
 # Without those that stages beside the main path may have left of another run.
 MAIN_TABLES := $(patsubst %,reports/%.csv,collapse collapse_r2 correlation_by_layer fractional layers localizers \
   methods regressions reverse rewrite_by_layer scores_by_layer trace_by_layer trace_peaks)
 
 second-model: $(READY)  ## repro PRESET=second-model; keep its small results in reports/second-model
-	@[ -f dvc.lock.repro ] || cp dvc.lock dvc.lock.repro  # there is one where this was stopped
-	@$(MAKE) repro PRESET=second-model
-	@mv dvc.lock.repro dvc.lock
+	$(call whole,second-model)
 	$(call keep,second-model,$(MAIN_TABLES))
-	@python -m pipeline.report.readme
 
 counterfact: $(READY)  ## repro PRESET=counterfact and table; keep their small results in reports/counterfact
-	@[ -f dvc.lock.repro ] || cp dvc.lock dvc.lock.repro  # there is one where this was stopped
-	@$(MAKE) repro PRESET=counterfact
-	@$(MAKE) table
-	@mv dvc.lock.repro dvc.lock
+	$(call whole,counterfact,table)
 	$(call keep,counterfact,$(MAIN_TABLES) reports/counterfact.csv reports/counterfact_layers.csv)
 
 reference: $(READY)  ## the run that the README speaks of, all of measures/ too; keep its results in reports/reference
 	@echo 'make reference: about 10 hours on two CPU cores (estimated; on a GPU not measured); stop it at will, it goes on where it was'
-	@[ -f dvc.lock.repro ] || cp dvc.lock dvc.lock.repro  # there is one where this was stopped
-	@$(MAKE) repro PRESET=reference
-	@$(MAKE) maps table scaling robustness override essence
-	@mv dvc.lock.repro dvc.lock
+	$(call whole,reference,$(MEASURES))
 	$(call keep,reference,reports/*.csv)
-	@python -m pipeline.report.readme
 
 compare: $(READY)  ## two runs' reports on one page, reports/compare.html: A=reports/default-run B=reports
 	@python -m pipeline.report.compare '$(A)' '$(B)'

@@ -22,9 +22,11 @@ def main(params: Params) -> None:
     """Known facts to probabilities and texts of each method, to their means, and to those by layer of other facts."""
     model, settings = inputs.model(params, "table"), params.table
     shown, others = table.deal(inputs.known(), settings.count, settings.choose_on)
-    tried = [runs.run(table.choosing_job(params, model, others, method)).to_pandas() for method in settings.methods]
-    choice = pd.concat(tried, ignore_index=True)
+    tried = [table.choosing_job(params, model, others, method) for method in settings.methods]
+    inputs.record_begun(params, "table", *tried)
+    choice = pd.concat([runs.run(job).to_pandas() for job in tried], ignore_index=True)
     job, rows = table.reporting_job(params, model, shown, best_layers(choice))
+    inputs.record_begun(params, "table", *tried, job)
     made = runs.run(job).to_pandas()
     texts = table.texts(params, made)
     edits = made[made["prompt_kind"] != WRITTEN].drop(columns=["prompt", "text"])

@@ -14,6 +14,7 @@ import pandas as pd
 from pipeline.compute import engine
 from pipeline.compute.keys import versions
 from pipeline.compute.store import Store
+from pipeline.compute.work import Job
 from pipeline.disk import digest
 from pipeline.errors import UserError
 from pipeline.facts.choose import kept_facts, known_facts, of_relations, trim
@@ -28,6 +29,7 @@ from pipeline.tables import FACTS, read, read_record, write_json
 DATA = Path("data")
 STATISTICS = DATA / "statistics"
 MEASURES = DATA / "measures"  # of the stages of measures/dvc.yaml
+BEGUN = MEASURES / "begun"
 
 
 def store(params: Params) -> Store:
@@ -152,12 +154,34 @@ def record_measure(params: Params, section: str, *made: Path) -> None:
         "units": sorted(engine.USED),
     }
     write_json(record, MEASURES / f"{section}.json")
+    (BEGUN / f"{section}.json").unlink(missing_ok=True)
+
+
+def record_begun(params: Params, section: str, *jobs: Job) -> None:
+    """Write down that a stage of measures/dvc.yaml needs the units of `jobs`, before it computes them.
+
+    So they are kept where it is stopped. For jobs that can be known only from what was computed before.
+    """
+    units = {(job.step, unit.key) for job in jobs for unit in job.units()}
+    made_of, fingerprint_ = params.identity(section), model(params)["fingerprint"]
+    BEGUN.mkdir(parents=True, exist_ok=True)
+    record = {"made_of": made_of, "model": fingerprint_, "tables": {}, "units": sorted(units | engine.USED)}
+    write_json(record, BEGUN / f"{section}.json")
 
 
 def measured() -> list[tuple[str, Path, dict[str, Any]]]:
     """Name, path and content of the records that `record_measure` wrote, by name. Raises UserError."""
+    return _records(MEASURES)
+
+
+def begun() -> list[tuple[str, Path, dict[str, Any]]]:
+    """The same of `record_begun`, for stages that have not come to their end since."""
+    return _records(BEGUN)
+
+
+def _records(folder: Path) -> list[tuple[str, Path, dict[str, Any]]]:
     kinds: dict[str, Any] = {"made_of": dict, "model": str, "tables": dict, "units": list}
-    return [(path.stem, path, read_record(path, **kinds)) for path in sorted(MEASURES.glob("*.json"))]
+    return [(path.stem, path, read_record(path, **kinds)) for path in sorted(folder.glob("*.json"))]
 
 
 def fits(params: Params, section: str, record: Mapping[str, Any]) -> bool:

@@ -59,14 +59,14 @@ def steps(settings: Params, store: Store) -> dict[str, Sequence[Unit] | str]:
 def beside(settings: Params, found: Mapping[str, Sequence[Unit] | str]) -> set[tuple[str, str]]:
     """(step, key) of the units of stages of measures/dvc.yaml, as far as they are known; found: `steps`' answer.
 
-    Those of maps, robustness and scaling, also where they are not all done; of the others, those that a stage which
-    came to its end with these settings wrote down.
+    Those of maps, robustness and scaling, also where they are not all done; of the others, those that a stage wrote
+    down with these settings, at its end or as it went.
     """
     if isinstance(found["trace"], str):  # they build on the same files
         return set()
     needed = {(job.step, unit.key) for job in _beside(settings) for unit in job.units()}
     model = inputs.model(settings)
-    for name, _, record in inputs.measured():
+    for name, _, record in [*inputs.measured(), *inputs.begun()]:
         if inputs.fits(settings, name, record) and record["model"] == model["fingerprint"]:
             needed |= {(str(step), str(key)) for step, key in record["units"]}
     return needed

@@ -94,7 +94,7 @@ def default_run(folder: Path) -> str:
     facts, relations = int(rows["n_facts"].max()), int(rows["n_relations"].max())
     return "\n".join(
         [
-            "![Rewrite score by edited layer](reports/default-run/rewrite_by_layer.png)",
+            "![Rewrite score by edited layer](reports/default-run/figures/rewrite_by_layer.svg)",
             "",
             f"`make repro` as it comes edits {facts} facts of {relations} relations in "
             f"{run['model']['name'].split(':')[-1]} at "

@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from pipeline.analysis.table import TABLE_COLUMNS
-from pipeline.compute import table
+from pipeline.compute import inputs, runs, table
+from pipeline.compute.pending import beside
 from pipeline.compute.table_job import WRITTEN, unedited
+from pipeline.compute.work import Job
 from pipeline.edit import methods
 from pipeline.errors import UserError
 from pipeline.facts.choose import facts_to_frame
@@ -31,6 +34,7 @@ from stages import moments as moments_stage
 from stages import table as stage
 from tests.conftest import ROOT, TINY_FACTS, TINY_MODEL
 from tests.facts.made import counterfact, fact, write_json
+from tests.stages.projects import change
 
 MADE = [*stage.MEASURES, *stage.TABLES]
 METHODS, LAYERS, COUNT, APART = ["ft", "kn", "rome"], [0, 4], 3, 2
@@ -118,6 +122,44 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(project: Path, monkeypatch
     stage.main(methods.load())
     assert {path: path.read_bytes() for path in MADE} == before
     assert [path for path in units if path.stat().st_mtime_ns != units[path]] == [lost]
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_what_a_stopped_run_has_computed_is_no_rubbish(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers' units are known as it begins, the table's once layers are chosen: both before they are computed."""
+    monkeypatch.chdir(project)
+    record = Path("data/measures/table.json").read_bytes()
+    Path("data/measures/table.json").unlink()
+    params, run, ran = methods.load(), runs.run, []
+
+    def stopping(job: Job) -> pa.Table:
+        if job.step == "table":
+            raise Stopped
+        ran.append(job)
+        return run(job)
+
+    def kept() -> set[tuple[str, str]]:
+        return beside(params, {"trace": ()})
+
+    assert not any(step == "table" for step, _ in kept())
+    monkeypatch.setattr(runs, "run", stopping)
+    with pytest.raises(Stopped):
+        stage.main(params)
+    needed = kept()
+    assert {(job.step, unit.key) for job in ran for unit in job.units()} <= needed
+    assert {path.name.split(".")[0] for path in Path("data/store/table").glob("*.parquet")} == {
+        name for step, name in needed if step == "table"
+    }
+    change(table={"choose_on": APART - 1})  # other settings need none of it
+    assert not any(step == "table" for step, _ in beside(methods.load(), {"trace": ()}))
+    change(table={"choose_on": APART})
+    monkeypatch.setattr(runs, "run", run)
+    stage.main(params)
+    assert Path("data/measures/table.json").read_bytes() == record
+    assert inputs.begun() == []
 
 
 # What texts are scored against
