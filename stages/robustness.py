@@ -27,6 +27,7 @@ def main(params: Params) -> None:
         measure=settings.trace_measures[0],
         window=params.trace.windows[0],
         measures=asked.measures,
+        layers=asked.layers,
         known=asked.known,
         concentrated=asked.concentrated,
         success=asked.success,

@@ -1,7 +1,9 @@
 """Does the conclusion change with the settings? The main path's regressions, each with a setting that is not the run's.
 
-A variation is of the trace (restored module and window, measure, noise, corruption and metric), or of the facts, chosen
-by something else than what is asked of them:
+A variation is of the trace (restored module and window, measure, noise, corruption and metric), of the edits, or of the
+facts, chosen by something else than what is asked of them:
+edited layers: edits at some of the layers only, such as the relative depths of another study, whose R² is to be set
+    beside these: it depends on which layers are in it, as those where edits fail add to what the layer explains;
 known facts: those of a stricter rule;
 concentrated traces: those whose effect, floored at 0, lies most in the best `window` neighbouring layers (the share of
     its sum over layers): chosen on the trace alone, so it leaves the test of the trace against scores what it is;
@@ -60,14 +62,16 @@ _Floats = NDArray[np.float64]
 class Asked:
     """Which regressions: of `score` on `measure`, as the run's first ones are, and what is varied of them.
 
-    measures: of traces. known: "greedy" for facts whose greedy answer is the object, or least probabilities of it.
-    concentrated: share of the facts that is kept, or None; window: in how many layers. success: least score, or None.
+    measures: of traces. layers: of edits, or None. known: "greedy" for facts whose greedy answer is the object, or
+    least probabilities of it. concentrated: share of the facts that is kept, or None; window: in how many layers.
+    success: least score, or None.
     """
 
     score: str
     measure: str
     window: int
     measures: Sequence[str]
+    layers: Sequence[int] | None
     known: Sequence[str | float]
     concentrated: float | None
     success: float | None
@@ -102,8 +106,8 @@ def robustness_table(
     to cv_gain_high: as in reports/regressions.csv; permutation_holm over the rows of MIN_FACTS_SHOWN facts or more.
     dealt_low, dealt_high: between them lies the gain of traces dealt to other facts of the relation in `confidence` of
     all dealings; NaN where there are too few. traced, fixed: mean score at the layer that a fact's trace names and at
-    one layer chosen on other facts; regret: fixed less traced, with its interval. A choice of facts that leaves none
-    out is no variation and has no row.
+    one layer chosen on other facts; regret: fixed less traced, with its interval. A choice of facts or of layers that
+    leaves none out is no variation and has no row.
 
     Raises
     ------
@@ -161,6 +165,9 @@ def _variations(
         if measure != asked.measure:
             yield "measure", measure, measure, own
     scored = own.dropna(subset=[asked.score, asked.measure])
+    at = own["layer"].isin(asked.layers or ())
+    if at.any() and not at.all():
+        yield "edited layers", f"{own.loc[at, 'layer'].nunique()} of {own['layer'].nunique()}", asked.measure, own[at]
     for variation, value, chosen in _choices(scored[scored["acts"]], of[OWN, ""], facts, asked):
         if not set(scored["fact_id"]) <= chosen:
             yield variation, value, asked.measure, own[own["fact_id"].isin(chosen)]

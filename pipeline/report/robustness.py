@@ -21,6 +21,7 @@ _MARKERS = "osD^vPX"
 _SAYS = {
     OWN: "as in the run", "module": "restored: {}", "window": "window {}", "noise": "noise × {}",
     "corruption and metric": "{}", "measure": "measure: {}", "known facts": "known: {}",
+    "edited layers": "layers: {}",
     "concentrated traces": "concentrated traces, {}", "successful edits": "successful edits, {}",
 }  # fmt: skip
 _NAMES = ["method", "problem"]
@@ -161,6 +162,8 @@ def _terms(table: pd.DataFrame) -> list[str]:
         "**Corruption and metric**: the subject's embeddings under noise (gaussian), set to 0 (zero), or another "
         "subject's of as many tokens (replace); and what a restoration brings back: the object's probability, its "
         "logarithm, or its logit less that of the other answer. Fractions are of what the corruption took of that.",
+        "**Layers**: edits at robustness.layers of params.yaml only, such as those of another study at its relative "
+        "depths. R² of the layer rises with the layers in it at which edits fail, so it is compared at like depths.",
         "**Known, concentrated, successful**: fewer facts. Stricter rules and concentrated traces are chosen without "
         "the scores; successful edits are chosen by the score itself, which takes away what differs between facts, so "
         "their R² is not that of all facts. A choice that leaves no fact out has no row.",

@@ -98,6 +98,9 @@ class RobustnessParams(Section):
     corruptions: Several[Corruption] = Field(description=LIST_OF + ", ".join(CORRUPTIONS))
     metrics: Several[Metric] = Field(description=LIST_OF + ", ".join(METRICS))
     measures: Several[TraceMeasure] = Field(description=LIST_OF + ", ".join(TRACE_MEASURES))
+    layers: LayerList | None = Field(
+        description="null, or a list of different layers counted from 0, such as [0, 4, 8]"
+    )
     known: Annotated[
         tuple[Literal["greedy"] | Annotated[float, Field(gt=0, lt=1)], ...],
         Field(strict=False),

@@ -234,7 +234,7 @@ def check_against_model(params: Params, n_layers: int, sections: Collection[str]
     """
     for name in sections:
         section = getattr(params, name)
-        lists = {"layers": getattr(section, "layers", "all")}
+        lists = {"layers": getattr(section, "layers", None) or "all"}
         lists |= {f"layers_by_method.{key}": own for key, own in getattr(section, "layers_by_method", {}).items()}
         for key, layers in lists.items():
             for layer in () if layers == "all" else layers:

@@ -26,8 +26,8 @@ from pipeline.errors import UserError
 
 DESIGN = Design(keep_null_layers=False, folds=3, plan=Resampling(samples=60, permutations=199, confidence=0.95, seed=0))
 ASKED = Asked(
-    score="rewrite", measure="fraction", window=1, measures=("fraction", "effect"), known=("greedy", 0.5),
-    concentrated=0.5, success=0.9,
+    score="rewrite", measure="fraction", window=1, measures=("fraction", "effect"), layers=(0, 2, 3, 9),
+    known=("greedy", 0.5), concentrated=0.5, success=0.9,
 )  # fmt: skip
 FACTS, LAYERS = 12, 4
 
@@ -88,10 +88,26 @@ def test_a_row_for_each_variation_that_leaves_facts_out_or_has_other_traces(
     rows = table[["variation", "value", "n_facts", "n_left_out"]].to_numpy().tolist()
     assert rows == [
         ["run", "", 12, 0], ["window", "3", 12, 0], ["corruption and metric", "replace, probability", 9, 3],
-        ["measure", "effect", 12, 0], ["known facts", "p >= 0.5", 10, 2], ["concentrated traces", "top 50%", 6, 6],
+        ["measure", "effect", 12, 0], ["edited layers", "3 of 4", 12, 0],
+        ["known facts", "p >= 0.5", 10, 2], ["concentrated traces", "top 50%", 6, 6],
         ["successful edits", "best >= 0.9", 4, 8],
     ]  # fmt: skip  # all are greedy, which is then no variation
     assert (table["edit_window"] == 1).all()
+
+
+def test_edits_at_some_layers_are_regressed_as_if_there_were_no_others(
+    found: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    scores, traces, _ = world(helpful=True)
+    own = traces[traces["variation"] == "run"]
+    beside = scores[scores["trace_window"] == 1].merge(own, on=["fact_id", "layer"])
+    regressed = regression_table(beside[beside["layer"].isin([0, 2])], ["rewrite"], ["fraction"], DESIGN).iloc[0]
+    row = found[0].set_index("variation").loc["edited layers"]  # layer 3 does not act
+    for name in ("r2_layer", "r2_both", "gain", "within_slope"):
+        assert row[name] == pytest.approx(regressed[name], abs=1e-12)
+    assert row["r2_layer"] != pytest.approx(found[0]["r2_layer"][0], rel=1e-3)
+    every = replace(ASKED, layers=tuple(range(LAYERS)))
+    assert "edited layers" not in set(robustness_table(*world(helpful=True), every, DESIGN)[0]["variation"])
 
 
 def test_the_run_s_own_row_is_that_of_the_main_path(found: tuple[pd.DataFrame, pd.DataFrame]) -> None:
@@ -132,20 +148,20 @@ def test_traces_that_are_the_scores_are_found_and_dealt_ones_are_where_chance_is
     assert (noise["dealt_low"] < 0).all()
     assert (noise["dealt_high"] > 0).all()
     tested = table[table["n_facts"] >= 10]
-    assert count["tests"] == len(tested) == 4
-    assert count["expected"] == pytest.approx(0.2)
+    assert count["tests"] == len(tested) == 5
+    assert count["expected"] == pytest.approx(0.25)
     assert count["rejected"] == (tested["permutation_pvalue"] <= 0.05).sum() >= 1
     assert count["rejected_holm"] == 1
     assert table.loc[table["n_facts"] < 10, "permutation_holm"].isna().all()
-    assert helpful["permutation_holm"] == pytest.approx(4 / 200)
-    assert count["joint_tests"] == 3  # the rows of all facts
+    assert helpful["permutation_holm"] == pytest.approx(5 / 200)
+    assert count["joint_tests"] == 4  # the rows of all facts
     assert 0 < count["joint_expected"] <= 0.25
 
 
 def test_a_run_s_other_traces_and_edits_of_facts_that_were_not_traced_do_not_count() -> None:
     scores, traces, facts = world(helpful=False)
     fewer = traces[traces["fact_id"] < "f06"]
-    asked = replace(ASKED, known=(), concentrated=None, success=None, measures=("fraction",))
+    asked = replace(ASKED, layers=None, known=(), concentrated=None, success=None, measures=("fraction",))
     table, _ = robustness_table(scores, fewer, facts, asked, DESIGN)
     assert table["n_facts"].tolist() == [6, 6, 6]
     with pytest.raises(UserError, match=r"other facts than data/scores\.parquet"):

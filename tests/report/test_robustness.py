@@ -17,7 +17,7 @@ from pipeline.report.section import Section
 from pipeline.tables import write_csv
 
 VARIED = [
-    ("run", ""), ("module", "attn"), ("window", "10"), ("noise", "5"),
+    ("run", ""), ("module", "attn"), ("window", "10"), ("edited layers", "9 of 29"),
     ("corruption and metric", "zero, log_probability"),
     ("corruption and metric", "replace, probability"), ("measure", "effect"), ("known facts", "p >= 0.1"),
     ("concentrated traces", "top 50%"), ("successful edits", "best >= 0.9"),
@@ -102,7 +102,13 @@ def test_the_forest_has_a_mark_for_each_row_and_an_interval_where_there_are_fact
         assert ([-0.02, 0.3] in ends) == intervals
         assert len(axes[0].patches) == 20
         labels = [text.get_text() for text in axes[0].get_yticklabels()]
-        assert labels[:5] == ["as in the run", "restored: attn", "window 10", "noise × 5", "zero, log probability"]
+        assert labels[:5] == [
+            "as in the run",
+            "restored: attn",
+            "window 10",
+            "layers: 9 of 29",
+            "zero, log probability",
+        ]
         assert plot.save(tmp_path, 50)[1].stat().st_size > 2000
 
 

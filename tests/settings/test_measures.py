@@ -69,7 +69,7 @@ def test_what_cannot_be_varied_is_told(tmp_path: Path, key: str, value: str, tol
 def test_nothing_but_the_run_s_own_may_be_asked_for() -> None:
     asked = load(ROOT / "presets" / "smoke.yaml").robustness
     assert asked.known == ("greedy", 0.05, 0.1)
-    others = asked.model_dump() | {"known": [], "concentrated": None, "success": None}
+    others = asked.model_dump() | {"layers": None, "known": [], "concentrated": None, "success": None}
     assert type(asked).model_validate(others).known == ()
 
 
@@ -78,7 +78,7 @@ def test_the_main_path_runs_on_a_model_that_is_too_small_for_the_stages_beside_i
     check_against_model(params, 6)
     for section, told in (
         ("table", "layers holds 6"), ("scaling", "layers holds 6"), ("maps", "windows holds 10"),
-        ("robustness", "windows holds 10"),
+        ("robustness", "layers holds 9"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=rf"{section}\.{told}"):
             check_against_model(params, 6, [section])
