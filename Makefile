@@ -178,8 +178,8 @@ bench-gpu: $(READY)  ## the same on a GPU
 simulate: $(READY)  ## size, power and coverage of the report's tests and intervals; an hour
 	@python -m benchmarks.simulate --write
 
-clean:  ## remove tables, reports and the tools' caches; keep .venv, models and results kept per fact
-	rm -rf data/*.parquet data/*.json data/left_out.csv data/edits data/inputs data/measures data/statistics data/timings dvc_plots build ./*.egg-info
+clean:  ## remove tables, reports and the tools' caches; keep .venv, models, results kept per fact and what they took
+	rm -rf data/*.parquet data/*.json data/left_out.csv data/edits data/inputs data/measures data/statistics dvc_plots build ./*.egg-info
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find reports -mindepth 1 -maxdepth 1 ! -name reference ! -name default-run ! -name second-model ! -name counterfact -exec rm -rf {} + 2>/dev/null || true
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
