@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import UserError
+from pipeline.report.compare import answers
 from pipeline.report.finished import read_finished
 from pipeline.report.plots import words
 from pipeline.report.readme_run import run_of
@@ -29,12 +30,33 @@ DROPPED = "fact_forcing"  # of the reference run: it was scored on the noise tha
 
 def results(reports: Path, paper: Path) -> str:
     """The sentences and tables of the runs' regressions, in Markdown."""
-    return f"{default_run(reports / 'default-run')}\n\n{reference_run(reports / 'reference', pd.read_csv(paper))}\n"
+    theirs = pd.read_csv(paper)
+    return f"{default_run(reports / 'default-run', theirs)}\n\n{reference_run(reports / 'reference', theirs)}\n"
 
 
 def counterfact(reports: Path, paper: Path) -> str:
     """CounterFact's table of the default run, each method at the layer that is best on other facts, in Markdown."""
-    folder = reports / "default-run"
+    facts, others, table = _measured(reports / "default-run")
+    return (
+        f"On {facts} facts of the embedded model, each method at the layer that was best on {others} "
+        "other facts ([counterfact.csv](reports/default-run/counterfact.csv), with intervals; an edit that does "
+        f"nothing is the first row):\n\n{table}"
+    )
+
+
+def published_facts(reports: Path, paper: Path) -> str:
+    """What the run on CounterFact's own facts answers, and its table on all that the model knows, in Markdown."""
+    run = read_finished(reports / "counterfact")
+    facts, others, table = _measured(reports / "counterfact")
+    return (
+        f"{answers(run)}\n\nThe table on {facts} of them, each method at the layer that was best on {others} others "
+        "([counterfact.csv](reports/counterfact/counterfact.csv), with intervals and the rows at the papers' depth; "
+        f"the published rows beside it are on the [page](reports/counterfact/report.html#counterfact)):\n\n{table}"
+    )
+
+
+def _measured(folder: Path) -> tuple[int, int, str]:
+    """Of a run's CounterFact table: its facts, those that layers were chosen on, and its rows in Markdown."""
     rows = pd.read_csv(folder / "counterfact.csv")
     rows = rows[rows["chosen"].isin([UNEDITED, BEST])]
     others = read_json(folder / "manifest.json")["params"]["table"]["choose_on"]
@@ -44,11 +66,7 @@ def counterfact(reports: Path, paper: Path) -> str:
         f"{number(row['layer'], 0)} | {' | '.join(number(row[name]) for name in MEASURES)} |\n"
         for row in rows.to_dict("records")
     )
-    return (
-        f"On {rows['n_facts'].max()} facts of the embedded model, each method at the layer that was best on {others} "
-        "other facts ([counterfact.csv](reports/default-run/counterfact.csv), with intervals; an edit that does "
-        f"nothing is the first row):\n\n{head}{table}"
-    )
+    return int(rows["n_facts"].max()), others, head + table
 
 
 def scaling(reports: Path, paper: Path) -> str:
@@ -75,48 +93,33 @@ def second_model(reports: Path, paper: Path) -> str:
     return f"{run_of(read_finished(reports / 'second-model'))}\n"
 
 
-BLOCKS = {"results": results, "counterfact": counterfact, "scaling": scaling, "second model": second_model}
+BLOCKS = {
+    "results": results,
+    "second model": second_model,
+    "counterfact": counterfact,
+    "scaling": scaling,
+}
 
 
-def default_run(folder: Path) -> str:
-    """What `make repro` finds as it comes."""
-    rows, run = _headline(folder), read_json(folder / "manifest.json")
+def default_run(folder: Path, paper: pd.DataFrame) -> str:
+    """What `make repro` finds as it comes, and what that takes."""
+    run = read_json(folder / "manifest.json")
     edit, noise = run["params"]["edit"], run["params"]["noise"]
     minutes = sum(stage["seconds"] for stage in run["stages"].values()) / 60
     cpu = sum(stage["cpu_seconds"] for stage in run["stages"].values()) / 60
     memory = max(stage["peak_gb"] for stage in run["stages"].values())
-    table = [
-        f"| {words(row.problem)} | {row.r2_layer:.3f} | {row.r2_layer_all:.3f} | {row.r2_trace:.3f} | "
-        f"{row.r2_diff:.3f} | "
-        f"{row.chance:.3f} | {_p(row.permutation_pvalue)} | {_p(row.within_pvalue)} | {row.n_facts} x {row.n_layers} |"
-        for row in rows.itertuples()
-    ]
-    facts, relations = int(rows["n_facts"].max()), int(rows["n_relations"].max())
     return "\n".join(
         [
             "![Rewrite score by edited layer](reports/default-run/figures/rewrite_by_layer.svg)",
             "",
-            f"`make repro` as it comes edits {facts} facts of {relations} relations in "
-            f"{run['model']['name'].split(':')[-1]} at "
-            f"every block that can act ([page](reports/default-run/report.html), "
-            "[all regressions](reports/default-run/regressions.csv)). R² of ROME's rewrite score:",
+            run_of(read_finished(folder), paper),
             "",
-            "| problem | layer | layer, null block kept | trace | added by the trace | added by chance | "
-            "p, within relations | p, within facts | facts x layers |",
-            "|---|---|---|---|---|---|---|---|---|",
-            *table,
-            "",
-            f"The edited layer explains {_range(rows['r2_layer'])} of the variance, and "
-            f"{_range(rows['r2_layer_all'])} with the "
-            "last block, where ROME cannot reach an answer that is read at a later token and scores "
-            "0 by structure. What the trace "
-            f"adds, {_range(rows['r2_diff'])}, is to be held against what a trace dealt to facts at random would add, "
-            f"{_range(rows['chance'])}; with {facts} facts, intervals of the difference are not "
-            "given, as they do not hold their "
-            "coverage ([docs/statistics.md](docs/statistics.md)). "
+            "R² is that of ROME's rewrite score over the blocks that can act; with the null block kept, the last one "
+            "is in it too, where ROME cannot reach an answer that is read at a later token and scores 0 by structure. "
+            "What chance adds is what a trace dealt to facts at random would; intervals that do not hold their "
+            "coverage with so few facts are not given ([docs/statistics.md](docs/statistics.md)). "
             f"Fact forcing is scored on {edit['forcing_noise_samples']} noise draws that editing "
-            "never sees, traces are means over "
-            f"{noise['samples']}. {_reversal(folder)}"
+            f"never sees, traces are means over {noise['samples']}. {_reversal(folder)}"
             f"The stages took {minutes:.1f} minutes on {run['machine']['cpus']} CPU cores while the machine did other "
             f"work too, {cpu:.1f} minutes of CPU time, and {memory:.1f} GB of memory at the most.",
         ]
@@ -202,10 +205,6 @@ def _reversal(folder: Path) -> str:
 def _range(values: pd.Series[float]) -> str:
     low, high = f"{values.min():.3f}", f"{values.max():.3f}"
     return low if low == high else f"{low} to {high}"
-
-
-def _p(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.3f}"
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -35,7 +35,7 @@ def test_another_table_gives_other_sentences(tmp_path: Path, monkeypatch: pytest
     assert readme.main([]) == 0
     text = Path("README.md").read_text("utf-8")
     assert text.count("| 0.123 |") >= 5
-    assert "The edited layer explains 0.123 of the variance" in " ".join(text.split())
+    assert "the edited layer alone explains 12% of the variance" in " ".join(text.split())
     assert "(ROME) loses 1.2 points of rewrite score (95% interval 2.8" in text
     assert text.count("| 0.654 |") == measures["method"].nunique()  # each at one layer
     assert readme.main(["--check"]) == 0
