@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from pipeline.analysis.robustness import ROBUSTNESS_COLUMNS
 from pipeline.analysis.trust import shown
 from pipeline.report import layers
 from pipeline.report.answer import headline
@@ -12,6 +13,7 @@ from pipeline.report.finished import Finished
 from pipeline.report.localizers import of_tracing
 from pipeline.report.plots import words
 from pipeline.report.section import number, with_interval
+from pipeline.report.sources import read_made
 from pipeline.words import method_label
 
 
@@ -34,9 +36,11 @@ def _explained(run: Finished, costs: dict[tuple[str, str], str], paper: pd.DataF
         f"to held-out facts ({level})", f"slope within a fact ({level})", f"traced layer loses, points ({level})",
         "facts x layers",
     ]  # fmt: skip
-    theirs = None
+    theirs, alike = None, pd.Series(dtype=float)
     if paper is not None:
         theirs = paper[(paper["method"] == "ROME") & (paper["score"] == "rewrite")].set_index("problem")
+        alike = _at_their_depths(run)
+        head += ["at the paper's depths, null block kept"] * (not alike.empty)
         head.append("GPT-J in the paper: layer, trace, both")
     lines = [head, ["---"] * len(head)]
     for row in headline(run.regressions).to_dict("records"):
@@ -51,11 +55,25 @@ def _explained(run: Finished, costs: dict[tuple[str, str], str], paper: pd.DataF
             costs.get((row["problem"], row["method"]), "–"),
             f"{row['n_facts']} x {row['n_layers']}",
         ]  # fmt: skip
+        if not alike.empty:
+            cells.append(number(alike.get(row["problem"])))
         if theirs is not None:
             known = theirs.loc[row["problem"], ["r2_layer", "r2_trace", "r2_both"]]
             cells.append(", ".join(number(value) for value in known))
         lines.append(cells)
     return _table(lines)
+
+
+def _at_their_depths(run: Finished) -> pd.Series[float]:
+    """R² of the layer by problem, of edits at the run's robustness.layers alone, with those that cannot act; empty where
+    stage `robustness` did not ask for them.
+    """
+    if not (path := run.folder / "robustness.csv").is_file():
+        return pd.Series(dtype=float)
+    table = read_made(path, ROBUSTNESS_COLUMNS, command="make robustness")
+    first = headline(run.regressions)["method"].iloc[0]
+    rows = table[(table["variation"] == "edited layers") & (table["method"] == first)]
+    return rows.set_index("problem")["r2_layer_all"]
 
 
 def _by_method(costs: dict[tuple[str, str], str]) -> str:

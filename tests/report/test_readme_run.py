@@ -40,6 +40,16 @@ def test_the_numbers_of_a_problem_stand_in_its_row(run: Finished) -> None:
     assert len(found) == 1 + run.regressions["problem"].nunique()  # no second table for one method
 
 
+def test_r2_at_the_paper_s_depths_stands_beside_the_paper_s() -> None:
+    run = read_finished(ROOT / "reports" / "default-run")
+    own = pd.read_csv(run.folder / "robustness.csv").query("variation == 'edited layers'").set_index("problem")
+    found = rows(run_of(run, PAPER))
+    assert found[0][8:] == ["at the paper's depths, null block kept", "GPT-J in the paper: layer, trace, both"]
+    for cells in found[1:]:
+        assert cells[8] == f"{own.loc[cells[0].replace(' ', '_'), 'r2_layer_all']:.3f}"
+    assert "depths" not in run_of(run)
+
+
 def test_more_facts_methods_and_a_paper_give_more_columns(run: Finished) -> None:
     regressions = run.regressions.assign(n_facts=120)
     other = regressions.assign(method="memit", r2_layer=0.5)
