@@ -39,8 +39,8 @@ from pipeline.tables import NUMBER, OWN, TEXT, WHOLE
 TRACED = {"variation": TEXT, "value": TEXT, "fact_id": TEXT, "layer": WHOLE} | dict.fromkeys(TRACE_MEASURES, NUMBER)
 ROBUSTNESS_COLUMNS = (
     "method", "problem", "score", "edit_window", "variation", "value", "n_facts", "n_left_out", "n_relations",
-    "r2_layer", "r2_layer_all", "r2_both", "r2_diff", "chance", "gain", "gain_low", "gain_high", "gain_bound", "dealt_low",
-    "dealt_high", "permutation_pvalue", "permutation_holm", "within_slope", "within_low", "within_high",
+    "r2_layer", "r2_layer_all", "r2_both", "r2_diff", "chance", "gain", "gain_low", "gain_high", "gain_bound",
+    "dealt_low", "dealt_high", "permutation_pvalue", "permutation_holm", "within_slope", "within_low", "within_high",
     "within_pvalue", "cv_gain", "cv_gain_low", "cv_gain_high", "traced", "fixed", "regret", "regret_low",
     "regret_high",
 )  # fmt: skip

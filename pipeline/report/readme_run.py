@@ -36,7 +36,7 @@ def _explained(run: Finished, costs: dict[tuple[str, str], str], paper: pd.DataF
         f"to held-out facts ({level})", f"slope within a fact ({level})", f"traced layer loses, points ({level})",
         "facts x layers",
     ]  # fmt: skip
-    theirs, alike = None, pd.Series(dtype=float)
+    theirs, alike = None, pd.DataFrame()
     if paper is not None:
         theirs = paper[(paper["method"] == "ROME") & (paper["score"] == "rewrite")].set_index("problem")
         alike = _at_their_depths(run)
@@ -56,24 +56,35 @@ def _explained(run: Finished, costs: dict[tuple[str, str], str], paper: pd.DataF
             f"{row['n_facts']} x {row['n_layers']}",
         ]  # fmt: skip
         if not alike.empty:
-            cells.append(number(alike.get(row["problem"])))
+            cells.append(number(alike["r2_layer_all"].get(row["problem"])))
         if theirs is not None:
             known = theirs.loc[row["problem"], ["r2_layer", "r2_trace", "r2_both"]]
             cells.append(", ".join(number(value) for value in known))
         lines.append(cells)
-    return _table(lines)
+    return _table(lines) if alike.empty else f"{_table(lines)}\n\n{_null_block(alike)}"
 
 
-def _at_their_depths(run: Finished) -> pd.Series[float]:
-    """R² of the layer by problem, of edits at the run's robustness.layers alone, with those that cannot act; empty where
+def _at_their_depths(run: Finished) -> pd.DataFrame:
+    """Rows of robustness.csv by problem: the regressions of edits at the run's robustness.layers alone; none where
     stage `robustness` did not ask for them.
     """
     if not (path := run.folder / "robustness.csv").is_file():
-        return pd.Series(dtype=float)
+        return pd.DataFrame(columns=list(ROBUSTNESS_COLUMNS)).set_index("problem")
     table = read_made(path, ROBUSTNESS_COLUMNS, command="make robustness")
     first = headline(run.regressions)["method"].iloc[0]
-    rows = table[(table["variation"] == "edited layers") & (table["method"] == first)]
-    return rows.set_index("problem")["r2_layer_all"]
+    return table[(table["variation"] == "edited layers") & (table["method"] == first)].set_index("problem")
+
+
+def _null_block(alike: pd.DataFrame) -> str:
+    """How much of R² at the paper's depths is the block that cannot act."""
+    (kept_low, kept_high), (low, high) = (
+        (number(alike[name].min()), number(alike[name].max())) for name in ("r2_layer_all", "r2_layer")
+    )
+    return (
+        f"At the relative depths of the paper's blocks, {alike['value'].iloc[0]} here, the layer explains {kept_low} "
+        f"to {kept_high} with the block that cannot act, as in the paper's grid, and {low} to {high} without it: so "
+        "much of such an R² says that one block does nothing, and not where the others stand."
+    )
 
 
 def _by_method(costs: dict[tuple[str, str], str]) -> str:
