@@ -96,6 +96,7 @@ def second_model(reports: Path, paper: Path) -> str:
 BLOCKS = {
     "results": results,
     "second model": second_model,
+    "published facts": published_facts,
     "counterfact": counterfact,
     "scaling": scaling,
 }

@@ -20,7 +20,7 @@ def test_the_readme_says_what_the_committed_tables_say(monkeypatch: pytest.Monke
 
 def test_another_table_gives_other_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for run in ("default-run", "reference", "second-model"):
+    for run in ("default-run", "reference", "second-model", "counterfact"):
         shutil.copytree(ROOT / "reports" / run, Path("reports", run))
     shutil.copytree(ROOT / "data" / "paper", "data/paper")
     shutil.copy(ROOT / "README.md", "README.md")
@@ -31,6 +31,8 @@ def test_another_table_gives_other_sentences(tmp_path: Path, monkeypatch: pytest
     choices.assign(regret=0.0123).to_csv("reports/second-model/layers.csv", index=False)
     measures = pd.read_csv("reports/default-run/counterfact.csv")
     measures.assign(S=0.654321).to_csv("reports/default-run/counterfact.csv", index=False)
+    published = pd.read_csv("reports/counterfact/counterfact.csv")
+    published.assign(RS=0.765432).to_csv("reports/counterfact/counterfact.csv", index=False)
     assert readme.main(["--check"]) == 1
     assert readme.main([]) == 0
     text = Path("README.md").read_text("utf-8")
@@ -38,6 +40,7 @@ def test_another_table_gives_other_sentences(tmp_path: Path, monkeypatch: pytest
     assert "the edited layer alone explains 12% of the variance" in " ".join(text.split())
     assert "(ROME) loses 1.2 points of rewrite score (95% interval 2.8" in text
     assert text.count("| 0.654 |") == measures["method"].nunique()  # each at one layer
+    assert text.count("| 0.765 |") == published["method"].nunique()
     assert readme.main(["--check"]) == 0
     whole = (ROOT / "README.md").read_text("utf-8")
     for name in readme.BLOCKS:  # all else is as it was
