@@ -47,26 +47,31 @@ def counterfact(reports: Path, paper: Path) -> str:
 def published_facts(reports: Path, paper: Path) -> str:
     """What the run on CounterFact's own facts answers, and its table on all that the model knows, in Markdown."""
     run = read_finished(reports / "counterfact")
-    facts, others, table = _measured(reports / "counterfact")
+    facts, others, table = _measured(reports / "counterfact", pd.read_csv(paper.parent / "counterfact_published.csv"))
     return (
         f"{answers(run)}\n\nThe table on {facts} of them, each method at the layer that was best on {others} others "
         "([counterfact.csv](reports/counterfact/counterfact.csv), with intervals and the rows at the papers' depth; "
-        f"the published rows beside it are on the [page](reports/counterfact/report.html#counterfact)):\n\n{table}"
+        "[page](reports/counterfact/report.html)), and S as published for other models (Meng et al. 2022):\n\n"
+        f"{table}"
     )
 
 
-def _measured(folder: Path) -> tuple[int, int, str]:
-    """Of a run's CounterFact table: its facts, those that layers were chosen on, and its rows in Markdown."""
+def _measured(folder: Path, published: pd.DataFrame | None = None) -> tuple[int, int, str]:
+    """Of a run's CounterFact table: its facts, those that layers were chosen on, and its rows in Markdown, with the
+    `published` S beside them.
+    """
     rows = pd.read_csv(folder / "counterfact.csv")
     rows = rows[rows["chosen"].isin([UNEDITED, BEST])]
     others = read_json(folder / "manifest.json")["params"]["table"]["choose_on"]
-    head = f"| {' | '.join(['method', 'layer', *MEASURES])} |\n|{'---|' * (len(MEASURES) + 2)}\n"
-    table = "".join(
-        f"| {row['method'] if row['method'] == UNEDITED else method_label(row['method'])} | "
-        f"{number(row['layer'], 0)} | {' | '.join(number(row[name]) for name in MEASURES)} |\n"
-        for row in rows.to_dict("records")
-    )
-    return int(rows["n_facts"].max()), others, head + table
+    theirs = {} if published is None else {m: own.set_index("method")["S"] for m, own in published.groupby("model")}
+    names = ["method", "layer", *MEASURES, *(f"S, {model}" for model in theirs)]
+    lines = []
+    for row in rows.to_dict("records"):
+        beside = [own.get(row["method"], float("nan")) / 100 for own in theirs.values()]
+        values = [number(value) for value in [*(row[name] for name in MEASURES), *beside]]
+        label = UNEDITED if row["method"] == UNEDITED else method_label(row["method"])
+        lines.append(f"| {' | '.join([label, number(row['layer'], 0), *values])} |\n")
+    return int(rows["n_facts"].max()), others, f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n{''.join(lines)}"
 
 
 def scaling(reports: Path, paper: Path) -> str:
