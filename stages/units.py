@@ -2,7 +2,8 @@
 such a file into the store (make import-units).
 
 No model is loaded. The run on the other machine goes on from them, where its settings, code and library versions ask
-for the same. `make prune` before an export leaves out what no current setting needs.
+for the same, and knows what stages took to compute them. `make prune` before an export leaves out what no current
+setting needs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pipeline.compute.pending import PARAMS
 from pipeline.edit.methods import load
 from pipeline.errors import UserError
 from pipeline.watch import in_use
+from stages._run import TIMINGS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,10 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store = inputs.store(load(PARAMS))
         with in_use():
             if asked.what == "export":
-                number, size = export_units(store, asked.file)
+                number, size = export_units(store, asked.file, TIMINGS)
                 print(f"{asked.file} holds {number} finished units, {status.size(size)}")
             else:
-                new, number, made_with = import_units(store, asked.file)
+                new, number, made_with = import_units(store, asked.file, TIMINGS)
                 print(f"{new} of {number} units of {asked.file} are new in {store.root}")
                 if made_with != versions():
                     print(
