@@ -69,11 +69,12 @@ define whole
 	@mv dvc.lock.repro dvc.lock
 endef
 
-# Results of the run that make up reports/$(1): the tables $(2), and the README's sentences about them.
+# Results of the run that make up reports/$(1): the tables $(2), the page, which has all figures in it, those in one width
+# for report.md and the README, and the README's sentences about them.
 define keep
 	@rm -rf reports/$(1) && mkdir -p reports/$(1)/figures
 	@cp params.yaml $(2) reports/{manifest.json,metrics.json,report.html,report.md} reports/$(1)/
-	@cp reports/figures/*.svg reports/$(1)/figures/
+	@find reports/figures -name '*.svg' ! -name '*-narrow.svg' -exec cp {} reports/$(1)/figures/ \;
 	@python -m pipeline.report.readme
 endef
 
