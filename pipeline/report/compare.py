@@ -59,10 +59,15 @@ def slopes(one: Finished, other: Finished) -> list[Pair]:
     )  # fmt: skip
 
 
-def _fixed(run: Finished) -> pd.DataFrame:
-    traced = of_tracing(run.choices)
-    rows = traced[(traced["score"] == _SCORE) & (traced["choice"] == "fixed")]
+def traced(run: Finished) -> pd.DataFrame:
+    """Rows of layers.csv on the run's first variant of exact tracing."""
+    rows = of_tracing(run.choices)
     return rows[rows["localizer"] == rows["localizer"].iloc[0]] if len(rows) else rows
+
+
+def _fixed(run: Finished) -> pd.DataFrame:
+    rows = traced(run)
+    return rows[(rows["score"] == _SCORE) & (rows["choice"] == "fixed")]
 
 
 def _headline(run: Finished) -> pd.DataFrame:
@@ -169,7 +174,7 @@ def sections(one: Finished, other: Finished, names: tuple[str, str]) -> list[Sec
 
 def answers(run: Finished) -> str:
     """Where to edit, and what the layer explains, as the run's own page says it."""
-    first = layers.section(of_tracing(run.choices), run.confidence)["first"]
+    first = layers.section(traced(run), run.confidence)["first"]
     found = answer(run.regressions, run.model_name, run.confidence) if len(run.regressions) else ""
     return " ".join(text for text in (first, found) if text) or "no method has scores of two facts at one layer."
 

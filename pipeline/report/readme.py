@@ -1,14 +1,14 @@
 """The README's sentences with results, made from committed tables: a reader can check each, and none can go stale.
 
-`python -m pipeline.report.readme` writes what stands between the markers `<!-- NAME -->` and `<!-- /NAME -->` of
-README.md, for each NAME of BLOCKS; with `--check` it says whether anything would change.
+`python -m pipeline.report.readme` writes what stands between the markers `<!-- NAME -->` and `<!-- /NAME -->` of each
+of FILES; with `--check` it says whether anything would change.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,22 +16,59 @@ import pandas as pd
 from pipeline.errors import UserError
 from pipeline.report.compare import answers
 from pipeline.report.finished import read_finished
-from pipeline.report.plots import words
-from pipeline.report.readme_run import run_of
+from pipeline.report.readme_run import run_of, statistics_of
 from pipeline.report.section import number
 from pipeline.tables import BEST, UNEDITED, read_json
 from pipeline.words import method_label
 
-README, REPORTS, PAPER = Path("README.md"), Path("reports"), Path("data/paper/hase2023_r2.csv")
-HEADLINE = ("rewrite", "fraction")  # score and trace measure of the tables
+README, STATISTICS = Path("README.md"), Path("docs/statistics.md")
+REPORTS, PAPER = Path("reports"), Path("data/paper/hase2023_r2.csv")
 MEASURES = ("S", "ES", "PS", "PM", "NS", "GE", "RS")  # of CounterFact's table
-DROPPED = "fact_forcing"  # of the reference run: it was scored on the noise that it was optimised on
 
 
 def results(reports: Path, paper: Path) -> str:
-    """The sentences and tables of the runs' regressions, in Markdown."""
-    theirs = pd.read_csv(paper)
-    return f"{default_run(reports / 'default-run', theirs)}\n\n{reference_run(reports / 'reference', theirs)}\n"
+    """What the reference run answers, in Markdown."""
+    folder = reports / "reference"
+    return "\n".join(
+        [
+            "![Rewrite score by edited layer](reports/reference/figures/rewrite_by_layer.svg)",
+            "",
+            run_of(read_finished(folder), pd.read_csv(paper)),
+            "",
+            _read_so(folder),
+            "",
+        ]
+    )
+
+
+def default_run(reports: Path, paper: Path) -> str:
+    """What `make repro` finds as it comes, and what that takes, in Markdown."""
+    folder = reports / "default-run"
+    run = read_json(folder / "manifest.json")
+    minutes = sum(stage["seconds"] for stage in run["stages"].values()) / 60
+    cpu = sum(stage["cpu_seconds"] for stage in run["stages"].values()) / 60
+    memory = max(stage["peak_gb"] for stage in run["stages"].values())
+    return (
+        f"{run_of(read_finished(folder), pd.read_csv(paper))}\n\n"
+        f"The stages took {minutes:.1f} minutes on {run['machine']['cpus']} CPU cores while the machine did other work "
+        f"too, {cpu:.1f} minutes of CPU time, and {memory:.1f} GB of memory at the most.\n"
+    )
+
+
+def _read_so(folder: Path) -> str:
+    """How to read the first table of a run."""
+    run = read_json(folder / "manifest.json")
+    edit, noise = run["params"]["edit"], run["params"]["noise"]
+    return (
+        "R² is that of the rewrite score over the blocks that can act; with the null block kept, the last one "
+        "is in it too, where ROME cannot reach an answer that is read at a later token and scores 0 by structure. "
+        "What chance adds is what a trace dealt to facts at random would. The traced layer loses against one fixed "
+        "layer that was chosen on other facts, and against a layer at random, which a trace that has nothing to do "
+        "with layers would equal. Intervals are given where they hold their coverage "
+        "([docs/statistics.md](docs/statistics.md)). "
+        f"Fact forcing is scored on {edit['forcing_noise_samples']} noise draws that editing "
+        f"never sees, traces are means over {noise['samples']}. {_reversal(folder)}".rstrip()
+    )
 
 
 def counterfact(reports: Path, paper: Path) -> str:
@@ -98,104 +135,22 @@ def second_model(reports: Path, paper: Path) -> str:
     return f"{run_of(read_finished(reports / 'second-model'))}\n"
 
 
-BLOCKS = {
+def statistics(reports: Path, paper: Path) -> str:
+    """The reference run's and the second model's regressions, by all methods, in Markdown."""
+    told = [statistics_of(read_finished(reports / run)) for run in ("reference", "second-model")]
+    return f"{told[0]}\n\n{told[1]}\n"
+
+
+Maker = Callable[[Path, Path], str]  # folder of reports and the paper's R² to Markdown
+BLOCKS: dict[str, Maker] = {
     "results": results,
+    "default run": default_run,
     "second model": second_model,
     "published facts": published_facts,
     "counterfact": counterfact,
     "scaling": scaling,
 }
-
-
-def default_run(folder: Path, paper: pd.DataFrame) -> str:
-    """What `make repro` finds as it comes, and what that takes."""
-    run = read_json(folder / "manifest.json")
-    edit, noise = run["params"]["edit"], run["params"]["noise"]
-    minutes = sum(stage["seconds"] for stage in run["stages"].values()) / 60
-    cpu = sum(stage["cpu_seconds"] for stage in run["stages"].values()) / 60
-    memory = max(stage["peak_gb"] for stage in run["stages"].values())
-    return "\n".join(
-        [
-            "![Rewrite score by edited layer](reports/default-run/figures/rewrite_by_layer.svg)",
-            "",
-            run_of(read_finished(folder), paper),
-            "",
-            "R² is that of ROME's rewrite score over the blocks that can act; with the null block kept, the last one "
-            "is in it too, where ROME cannot reach an answer that is read at a later token and scores 0 by structure. "
-            "What chance adds is what a trace dealt to facts at random would; intervals that do not hold their "
-            "coverage with so few facts are not given ([docs/statistics.md](docs/statistics.md)). "
-            f"Fact forcing is scored on {edit['forcing_noise_samples']} noise draws that editing "
-            f"never sees, traces are means over {noise['samples']}. {_reversal(folder)}"
-            f"The stages took {minutes:.1f} minutes on {run['machine']['cpus']} CPU cores while the machine did other "
-            f"work too, {cpu:.1f} minutes of CPU time, and {memory:.1f} GB of memory at the most.",
-        ]
-    )
-
-
-def reference_run(folder: Path, paper: pd.DataFrame) -> str:
-    """What the committed run of 100 facts still says, from its own tables."""
-    rows = _headline(folder)
-    rows = rows[rows["problem"] != DROPPED].copy()
-    rows["r2_acting"] = [without_null_block(folder, row.problem, row.r2_layer) for row in rows.itertuples()]
-    rows["chance"] = (1 - rows["r2_layer"]) / (rows["n_facts"] - 1)
-    theirs = paper[(paper["method"] == "ROME") & (paper["score"] == "rewrite")].set_index("problem")
-    table = []
-    for row in rows.itertuples():
-        published = theirs.loc[row.problem]
-        table.append(
-            f"| {words(row.problem)} | {row.r2_acting:.3f} | {row.r2_layer:.3f} | {row.r2_trace:.3f} "
-            f"| {row.r2_diff:.3f} | "
-            f"{row.chance:.3f} | {row.n_facts} x {row.n_rows // row.n_facts} | "
-            f"{published['r2_layer']:.3f}, {published['r2_trace']:.3f}, {published['r2_both']:.3f} |"
-        )
-    best, worst = theirs.loc[rows["problem"], "r2_layer"].max(), theirs.loc[rows["problem"], "r2_layer"].min()
-    return "\n".join(
-        [
-            "A larger run, computed by an earlier version and to be computed anew: 100 facts of seven relations "
-            "([page](reports/reference/report.html), [all "
-            "regressions](reports/reference/regressions.csv)). Known to be wrong "
-            "with it: fact forcing was scored on the noise that it was optimised on and is left out, "
-            "the trace's additions have no "
-            "interval that holds its coverage, and some neighborhood prompts were about the edited subject "
-            "itself.",
-            "",
-            "| problem | layer | layer, null block kept | trace | added by the trace | added by "
-            "chance | facts x layers | "
-            "GPT-J in the paper: layer, trace, both |",
-            "|---|---|---|---|---|---|---|---|",
-            *table,
-            "",
-            f"Without the block that cannot act, the layer explains {_range(rows['r2_acting'])} in place of "
-            f"{_range(rows['r2_layer'])}; in the paper's GPT-J, whose grid has such a block too (27), "
-            f"{worst:.3f} to {best:.3f}. "
-            f"The trace adds {_range(rows['r2_diff'])}, where chance adds {_range(rows['chance'])}.",
-        ]
-    )
-
-
-def without_null_block(folder: Path, problem: str, r2_layer: float) -> float:
-    """R² of score ~ C(layer) without the last block, from the means by layer and R² with it.
-
-    In the last block every score is 0, so all that varies within layers varies in the others.
-    """
-    means = pd.read_csv(folder / "rewrite_by_layer.csv").query("problem == @problem")
-    last = means["layer"] == means["layer"].max()
-    if (means.loc[last, "rewrite"] != 0).any():
-        raise UserError(f"{folder}: the last block's scores of {problem} are not all 0; it is no null block")
-    within = _between(means) / r2_layer - _between(means)
-    return float(_between(means[~last]) / (_between(means[~last]) + within))
-
-
-def _between(means: pd.DataFrame) -> float:
-    n, y = means["n"], means["rewrite"]
-    return float((n * (y - (n * y).sum() / n.sum()) ** 2).sum())
-
-
-def _headline(folder: Path) -> pd.DataFrame:
-    table = pd.read_csv(folder / "regressions.csv")
-    return table[
-        (table["score"] == HEADLINE[0]) & (table["trace_measure"] == HEADLINE[1]) & (table["method"] == "rome")
-    ]
+FILES: dict[Path, dict[str, Maker]] = {README: BLOCKS, STATISTICS: {"reference": statistics}}
 
 
 def _reversal(folder: Path) -> str:
@@ -208,23 +163,18 @@ def _reversal(folder: Path) -> str:
     )
 
 
-def _range(values: pd.Series[float]) -> str:
-    low, high = f"{values.min():.3f}", f"{values.max():.3f}"
-    return low if low == high else f"{low} to {high}"
-
-
 def markers(name: str) -> tuple[str, str]:
     """What stands before and after a block of README."""
     return f"<!-- {name} -->", f"<!-- /{name} -->"
 
 
 def filled(text: str, name: str, new: str) -> str:
-    """README's text with `new` between the block's markers. Raises UserError where they are not there."""
+    """A text with `new` between the block's markers. Raises UserError where they are not there."""
     start, end = markers(name)
     before, found, rest = text.partition(start)
     _, ended, after = rest.partition(end)
     if not (found and ended):
-        raise UserError(f"{README} lacks the markers {start} and {end}; put them around its {name}")
+        raise UserError(f"the markers {start} and {end} are not there; put them around what is made of {name}")
     return f"{before}{start}\n{new}{end}{after}"
 
 
@@ -235,16 +185,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="change nothing; exit status 1 where something would change"
     )
     asked = parser.parse_args(arguments)
-    try:
-        old = new = README.read_text("utf-8")
-        for name, made in BLOCKS.items():
-            new = filled(new, name, made(REPORTS, PAPER))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    changed = {}
+    for path, blocks in FILES.items():
+        try:
+            old = new = path.read_text("utf-8")
+            for name, made in blocks.items():
+                new = filled(new, name, made(REPORTS, PAPER))
+        except UserError as error:
+            print(f"error: {path}: {error}", file=sys.stderr)
+            return 2
+        if new != old:
+            changed[path] = new
     if asked.check:
-        return int(new != old)
-    README.write_text(new, "utf-8")
+        return int(bool(changed))
+    for path, new in changed.items():
+        path.write_text(new, "utf-8")
     return 0
 
 

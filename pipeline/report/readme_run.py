@@ -2,77 +2,130 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from pipeline.analysis.robustness import ROBUSTNESS_COLUMNS
-from pipeline.analysis.trust import shown
-from pipeline.report import layers
+from pipeline.analysis.trust import MIN_FACTS_OF_MEANS, shown
 from pipeline.report.answer import headline
-from pipeline.report.compare import answers
+from pipeline.report.compare import answers, traced
 from pipeline.report.finished import Finished
-from pipeline.report.localizers import of_tracing
-from pipeline.report.plots import words
-from pipeline.report.section import number, with_interval
+from pipeline.report.plots import listed, words
+from pipeline.report.section import chance, number, with_interval
 from pipeline.report.sources import read_made
 from pipeline.words import method_label
 
 
 def run_of(run: Finished, paper: pd.DataFrame | None = None) -> str:
-    """The run's sentences and tables. paper: rows of data/paper/hase2023_r2.csv to set beside the first table."""
-    costs = _lost(run)
-    made = [answers(run), _explained(run, costs, paper)]
-    if run.regressions["method"].nunique() > 1:
-        made.append(_by_method(costs))
+    """The run's sentences and tables. paper: rows of data/paper/hase2023_r2.csv to set beside each method's."""
+    first, *others = dict.fromkeys(_headlines(run)["method"])
+    alike = _at_their_depths(run, first) if paper is not None else pd.DataFrame()
+    made = [answers(run), _explained(run, [first], paper, alike)]
+    if not alike.empty:
+        made.append(_null_block(alike))
+    if others:
+        told = listed([method_label(other) for other in others])
+        made += [f"The same by {told}:", _explained(run, others, paper, named=True)]
     return "\n\n".join(
         [*made, f"Each number is in the run's [tables]({run.folder}), and on its [page]({run.folder}/report.html)."]
     )
 
 
-def _explained(run: Finished, costs: dict[tuple[str, str], str], paper: pd.DataFrame | None) -> str:
-    """What the layer explains and the trace adds, by problem, and what editing at the traced layer costs."""
-    level = f"{run.confidence:.0%} interval"
+def statistics_of(run: Finished) -> str:
+    """All that the run's tables say of the rewrite score, a row a method and problem."""
+    level, fixed, random = f"{run.confidence:.0%} interval", _lost(run, "fixed"), _lost(run, "random")
     head = [
+        "method", "problem", "facts x layers", "layer", "null block kept", "trace", "both", "chance",
+        f"gain ({level})", "bound", "p, Holm", f"held-out gain ({level})", f"slope within a fact ({level})", "p, Holm",
+        f"traced layer loses, points ({level})", "to a random layer",
+    ]  # fmt: skip
+    lines = [head, ["---"] * len(head)]
+    for row in map(shown, _headlines(run).to_dict("records")):
+        cells = [
+            method_label(row["method"]), words(row["problem"]), f"{row['n_facts']} x {row['n_layers']}",
+            *(number(row[name]) for name in ("r2_layer", "r2_layer_all", "r2_trace", "r2_both", "chance")),
+            with_interval(row["gain"], row["gain_low"], row["gain_high"]), number(row["gain_bound"]),
+            chance(row["permutation_holm"]), with_interval(row["cv_gain"], row["cv_gain_low"], row["cv_gain_high"]),
+            with_interval(row["within_slope"], row["within_low"], row["within_high"]), chance(row["within_holm"]),
+            *(lost.get((row["problem"], row["method"]), "–") for lost in (fixed, random)),
+        ]  # fmt: skip
+        lines.append(cells)
+    return (
+        f"{run.model_name}, [{run.folder}/regressions.csv](../{run.folder}/regressions.csv) and "
+        f"[layers.csv](../{run.folder}/layers.csv), rows of the rewrite score:\n\n{_table(lines)}"
+    )
+
+
+def _headlines(run: Finished) -> pd.DataFrame:
+    """The regressions of the rewrite score on the run's first variant of tracing, by every method."""
+    one = headline(run.regressions).iloc[0]
+    alike = ["score", "trace_module", "trace_window", "trace_measure"]
+    return run.regressions[(run.regressions[alike] == one[alike]).all(axis=1)]
+
+
+def _explained(
+    run: Finished,
+    methods: Sequence[str],
+    paper: pd.DataFrame | None,
+    alike: pd.DataFrame | None = None,
+    *,
+    named: bool = False,
+) -> str:
+    """What the layer explains and the trace adds, by problem, and what editing at the traced layer costs.
+
+    alike: R² at the paper's depths, for a column of its own; empty or None for none. named: the method in each row.
+    """
+    level, fixed, random = f"{run.confidence:.0%} interval", _lost(run, "fixed"), _lost(run, "random")
+    head = [
+        *["method"] * named,
         "problem", "R², layer", "null block kept", f"trace adds beyond chance ({level}; at most)",
         f"to held-out facts ({level})", f"slope within a fact ({level})", f"traced layer loses, points ({level})",
-        "facts x layers",
+        "to a random layer", "facts x layers",
     ]  # fmt: skip
-    theirs, alike = None, pd.DataFrame()
+    at_their_depths = alike is not None and not alike.empty
+    if at_their_depths:
+        head.append("at the paper's depths, null block kept")
     if paper is not None:
-        theirs = paper[(paper["method"] == "ROME") & (paper["score"] == "rewrite")].set_index("problem")
-        alike = _at_their_depths(run)
-        head += ["at the paper's depths, null block kept"] * (not alike.empty)
         head.append("GPT-J in the paper: layer, trace, both")
     lines = [head, ["---"] * len(head)]
-    for row in headline(run.regressions).to_dict("records"):
+    rows = _headlines(run)
+    for row in rows[rows["method"].isin(methods)].to_dict("records"):
         told = shown(row)
         gain = with_interval(row["gain"], told["gain_low"], told["gain_high"])
         bound = told["gain_bound"]
         cells = [
+            *[method_label(row["method"])] * named,
             words(row["problem"]), number(row["r2_layer"]), number(row["r2_layer_all"]),
             gain if bound is None else f"{gain.removesuffix(')')}; {number(max(bound, 0.0))})",
             with_interval(row["cv_gain"], told["cv_gain_low"], told["cv_gain_high"]),
             with_interval(row["within_slope"], told["within_low"], told["within_high"]),
-            costs.get((row["problem"], row["method"]), "–"),
+            *(lost.get((row["problem"], row["method"]), "–") for lost in (fixed, random)),
             f"{row['n_facts']} x {row['n_layers']}",
         ]  # fmt: skip
-        if not alike.empty:
+        if alike is not None and at_their_depths:
             cells.append(number(alike["r2_layer_all"].get(row["problem"])))
-        if theirs is not None:
-            known = theirs.loc[row["problem"], ["r2_layer", "r2_trace", "r2_both"]]
-            cells.append(", ".join(number(value) for value in known))
+        if paper is not None:
+            cells.append(_published(paper, row["method"], row["problem"]))
         lines.append(cells)
-    return _table(lines) if alike.empty else f"{_table(lines)}\n\n{_null_block(alike)}"
+    return _table(lines)
 
 
-def _at_their_depths(run: Finished) -> pd.DataFrame:
-    """Rows of robustness.csv by problem: the regressions of edits at the run's robustness.layers alone; none where
-    stage `robustness` did not ask for them.
+def _published(paper: pd.DataFrame, method: str, problem: str) -> str:
+    """R² of the rewrite score on layer, trace and both that the paper prints for GPT-J, a dash where it has none."""
+    of = (paper["method"] == method_label(method)) & (paper["problem"] == problem) & (paper["score"] == "rewrite")
+    known = paper.loc[of, ["r2_layer", "r2_trace", "r2_both"]].to_numpy().flat
+    return ", ".join(number(value) for value in known) or "–"
+
+
+def _at_their_depths(run: Finished, method: str) -> pd.DataFrame:
+    """Rows of robustness.csv by problem: the regressions of a method's edits at the run's robustness.layers alone; none
+    where stage `robustness` did not ask for them.
     """
     if not (path := run.folder / "robustness.csv").is_file():
         return pd.DataFrame(columns=list(ROBUSTNESS_COLUMNS)).set_index("problem")
     table = read_made(path, ROBUSTNESS_COLUMNS, command="make robustness")
-    first = headline(run.regressions)["method"].iloc[0]
-    return table[(table["variation"] == "edited layers") & (table["method"] == first)].set_index("problem")
+    return table[(table["variation"] == "edited layers") & (table["method"] == method)].set_index("problem")
 
 
 def _null_block(alike: pd.DataFrame) -> str:
@@ -87,22 +140,16 @@ def _null_block(alike: pd.DataFrame) -> str:
     )
 
 
-def _by_method(costs: dict[tuple[str, str], str]) -> str:
-    """What editing at the traced layer costs against one fixed layer, a row a problem and a column a method."""
-    methods = list(dict.fromkeys(method for _, method in costs))
-    lines = [["traced layer loses, points", *map(method_label, methods)], ["---"] * (len(methods) + 1)]
-    for problem in dict.fromkeys(problem for problem, _ in costs):
-        lines.append([words(problem), *(costs.get((problem, method), "–") for method in methods)])
-    return _table(lines)
-
-
-def _lost(run: Finished) -> dict[tuple[str, str], str]:
-    """(problem, method) to the hundredths of the score that the layer with the largest trace loses."""
-    found, rows = {}, layers.section(of_tracing(run.choices), run.confidence)["rows"]
-    for row in rows:
-        if row["localizer"] == rows[0]["localizer"]:
-            low, high = (None if end is None else 100 * end for end in (row["regret_low"], row["regret_high"]))
-            found[row["problem"], row["method"]] = with_interval(100 * row["regret"], low, high, 1)
+def _lost(run: Finished, choice: str) -> dict[tuple[str, str], str]:
+    """(problem, method) to the hundredths of the rewrite score that the layer with the largest trace loses against a
+    choice of layers.csv.
+    """
+    rows = traced(run)
+    found = {}
+    for row in rows[(rows["score"] == "rewrite") & (rows["choice"] == choice)].to_dict("records"):
+        few = row["n_facts"] < MIN_FACTS_OF_MEANS
+        low, high = (None if few else 100 * row[end] for end in ("regret_low", "regret_high"))
+        found[row["problem"], row["method"]] = with_interval(100 * row["regret"], low, high, 1)
     return found
 
 

@@ -190,8 +190,10 @@ def test_what_is_no_run_is_refused_in_a_sentence(
     assert "make compare A=" in refused(a, "", capsys=capsys)
     assert "is not a folder" in refused(a, str(tmp_path / "nowhere"), capsys=capsys)
     assert "are one folder" in refused(a, f"{a}/../a", capsys=capsys)
-    older = refused(a, str(ROOT / "reports" / "reference"), capsys=capsys)
-    assert "reports/reference has no layers.csv; a folder with the reports of a whole run" in older
+    older = shutil.copytree(b, tmp_path / "older")
+    (older / "layers.csv").unlink()
+    told = refused(a, str(older), capsys=capsys)
+    assert f"{older} has no layers.csv; a folder with the reports of a whole run" in told
     (two[1] / "trace_by_layer.csv").write_text("module,window\n")
     assert "trace_by_layer.csv: has no column line" in refused(a, b, capsys=capsys)
     (two[1] / "trace_by_layer.csv").unlink()
