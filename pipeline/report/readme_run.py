@@ -11,6 +11,7 @@ from pipeline.analysis.trust import MIN_FACTS_OF_MEANS, shown
 from pipeline.report.answer import headline
 from pipeline.report.compare import answers, traced
 from pipeline.report.finished import Finished
+from pipeline.report.localizers import of_tracing
 from pipeline.report.plots import listed, words
 from pipeline.report.section import chance, number, with_interval
 from pipeline.report.sources import read_made
@@ -24,6 +25,8 @@ def run_of(run: Finished, paper: pd.DataFrame | None = None) -> str:
     made = [answers(run), _explained(run, [first], paper, alike)]
     if not alike.empty:
         made.append(_null_block(alike))
+    if table := _by_measure(run, first):
+        made.append(table)
     if others:
         told = listed([method_label(other) for other in others])
         made += [f"The same by {told}:", _explained(run, others, paper, named=True)]
@@ -140,11 +143,28 @@ def _null_block(alike: pd.DataFrame) -> str:
     )
 
 
-def _lost(run: Finished, choice: str) -> dict[tuple[str, str], str]:
+def _by_measure(run: Finished, method: str) -> str:
+    """What other measures of the trace lose than the run's first: a row a problem; "" where none names other layers."""
+    rows = of_tracing(run.choices)
+    columns: dict[str, list[str]] = {}
+    for measure, own in rows.groupby("localizer", sort=False):
+        lost = [_lost(run, choice, own) for choice in ("fixed", "random")]
+        cells = [" / ".join(one[of] for one in lost) for of in lost[0] if of[1] == method]
+        if cells not in columns.values():  # effect and fraction of one token name one layer
+            columns[str(measure)] = cells
+    if len(columns) < 2:
+        return ""
+    problems = [words(problem) for problem, of in _lost(run, "fixed") if of == method]
+    lines = [["problem", *columns], ["---"] * (1 + len(columns))]
+    lines += [list(cells) for cells in zip(problems, *columns.values(), strict=True)]
+    return f"What the traced layer loses to a fixed one / to a random one, by measure of the trace:\n\n{_table(lines)}"
+
+
+def _lost(run: Finished, choice: str, rows: pd.DataFrame | None = None) -> dict[tuple[str, str], str]:
     """(problem, method) to the hundredths of the rewrite score that the layer with the largest trace loses against a
-    choice of layers.csv.
+    choice of layers.csv. rows: of one localizer there; None for the run's first variant of tracing.
     """
-    rows = traced(run)
+    rows = traced(run) if rows is None else rows
     found = {}
     for row in rows[(rows["score"] == "rewrite") & (rows["choice"] == choice)].to_dict("records"):
         few = row["n_facts"] < MIN_FACTS_OF_MEANS

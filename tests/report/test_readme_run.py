@@ -7,6 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from pipeline.report.compare import traced
 from pipeline.report.finished import Finished, read_finished
 from pipeline.report.readme_run import run_of, statistics_of
 from tests.conftest import ROOT
@@ -105,3 +106,21 @@ def test_all_statistics_stand_in_one_table(larger: Finished) -> None:
     cells = next(cells for cells in found if cells[:2] == ["ROME", "fact erasure"])
     assert cells[10] == f"{own['permutation_holm']:.4f}"
     assert cells[13] == f"{own['within_holm']:.4f}"
+
+
+def test_measures_that_name_other_layers_stand_side_by_side(run: Finished) -> None:
+    assert "by measure of the trace" not in run_of(run)
+    first = traced(run).assign(localizer="trace_mlp_w5_fraction")
+    alike = first.assign(localizer="trace_mlp_w5_effect")
+    other = first.assign(localizer="trace_mlp_w5_last_subject", regret=0.0123)
+    text = run_of(replace(run, choices=pd.concat([first, alike, other], ignore_index=True)))
+    found = rows(text.partition("by measure of the trace")[2])
+    assert found[0] == ["problem", "trace_mlp_w5_fraction", "trace_mlp_w5_last_subject"]
+    own = first.query("problem == 'fact_erasure' and score == 'rewrite'").set_index("choice")
+    (cells,) = [cells for cells in found if cells[0] == "fact erasure"]
+    told = [
+        f"{100 * row['regret']:.1f} ({100 * row['regret_low']:.1f} to {100 * row['regret_high']:.1f})"
+        for row in (own.loc["fixed"], own.loc["random"])
+    ]
+    assert cells[1] == " / ".join(told)
+    assert cells[2].startswith("1.2 (")
