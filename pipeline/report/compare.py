@@ -54,7 +54,7 @@ def regrets(one: Finished, other: Finished) -> list[Pair]:
 def slopes(one: Finished, other: Finished) -> list[Pair]:
     """How much better a fact edits at the layers where it traces higher, in both runs, by problem and method."""
     return pairs(
-        _headline(one), _headline(other), ("problem", "method"), "within_slope",
+        headlines(one), headlines(other), ("problem", "method"), "within_slope",
         ("within_low", "within_high"), MIN_FACTS_SHOWN,
     )  # fmt: skip
 
@@ -70,8 +70,8 @@ def _fixed(run: Finished) -> pd.DataFrame:
     return rows[(rows["score"] == _SCORE) & (rows["choice"] == "fixed")]
 
 
-def _headline(run: Finished) -> pd.DataFrame:
-    """The regressions of the rewrite score on the run's first trace variant."""
+def headlines(run: Finished) -> pd.DataFrame:
+    """The regressions of the rewrite score on the run's first trace variant, by every method."""
     table = run.regressions
     rows = table[(table[_FIRST] == table[_FIRST].iloc[0]).all(axis=1)] if len(table) else table
     return rows[rows["score"] == _SCORE]

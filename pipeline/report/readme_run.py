@@ -8,8 +8,7 @@ import pandas as pd
 
 from pipeline.analysis.robustness import ROBUSTNESS_COLUMNS
 from pipeline.analysis.trust import MIN_FACTS_OF_MEANS, shown
-from pipeline.report.answer import headline
-from pipeline.report.compare import answers, traced
+from pipeline.report.compare import answers, headlines, traced
 from pipeline.report.finished import Finished
 from pipeline.report.localizers import of_tracing
 from pipeline.report.plots import listed, words
@@ -20,10 +19,10 @@ from pipeline.words import method_label
 
 def run_of(run: Finished, paper: pd.DataFrame | None = None) -> str:
     """The run's sentences and tables. paper: rows of data/paper/hase2023_r2.csv to set beside each method's."""
-    first, *others = dict.fromkeys(_headlines(run)["method"])
-    alike = _at_their_depths(run, first) if paper is not None else pd.DataFrame()
+    first, *others = dict.fromkeys(headlines(run)["method"])
+    alike = _at_their_depths(run, first) if paper is not None else None
     made = [answers(run), _explained(run, [first], paper, alike)]
-    if not alike.empty:
+    if alike is not None:
         made.append(_null_block(alike))
     if table := _by_measure(run, first):
         made.append(table)
@@ -37,14 +36,14 @@ def run_of(run: Finished, paper: pd.DataFrame | None = None) -> str:
 
 def statistics_of(run: Finished) -> str:
     """All that the run's tables say of the rewrite score, a row a method and problem."""
-    level, fixed, random = f"{run.confidence:.0%} interval", _lost(run, "fixed"), _lost(run, "random")
+    level, fixed, random = f"{run.confidence:.0%} interval", _lost(traced(run), "fixed"), _lost(traced(run), "random")
     head = [
         "method", "problem", "facts x layers", "layer", "null block kept", "trace", "both", "chance",
         f"gain ({level})", "bound", "p, Holm", f"held-out gain ({level})", f"slope within a fact ({level})", "p, Holm",
         f"traced layer loses, points ({level})", "to a random layer",
     ]  # fmt: skip
     lines = [head, ["---"] * len(head)]
-    for row in map(shown, _headlines(run).to_dict("records")):
+    for row in map(shown, headlines(run).to_dict("records")):
         cells = [
             method_label(row["method"]), words(row["problem"]), f"{row['n_facts']} x {row['n_layers']}",
             *(number(row[name]) for name in ("r2_layer", "r2_layer_all", "r2_trace", "r2_both", "chance")),
@@ -60,13 +59,6 @@ def statistics_of(run: Finished) -> str:
     )
 
 
-def _headlines(run: Finished) -> pd.DataFrame:
-    """The regressions of the rewrite score on the run's first variant of tracing, by every method."""
-    one = headline(run.regressions).iloc[0]
-    alike = ["score", "trace_module", "trace_window", "trace_measure"]
-    return run.regressions[(run.regressions[alike] == one[alike]).all(axis=1)]
-
-
 def _explained(
     run: Finished,
     methods: Sequence[str],
@@ -77,22 +69,21 @@ def _explained(
 ) -> str:
     """What the layer explains and the trace adds, by problem, and what editing at the traced layer costs.
 
-    alike: R² at the paper's depths, for a column of its own; empty or None for none. named: the method in each row.
+    alike: R² at the paper's depths, for a column of its own. named: the method in each row.
     """
-    level, fixed, random = f"{run.confidence:.0%} interval", _lost(run, "fixed"), _lost(run, "random")
+    level, fixed, random = f"{run.confidence:.0%} interval", _lost(traced(run), "fixed"), _lost(traced(run), "random")
     head = [
         *["method"] * named,
         "problem", "R², layer", "null block kept", f"trace adds beyond chance ({level}; at most)",
         f"to held-out facts ({level})", f"slope within a fact ({level})", f"traced layer loses, points ({level})",
         "to a random layer", "facts x layers",
     ]  # fmt: skip
-    at_their_depths = alike is not None and not alike.empty
-    if at_their_depths:
+    if alike is not None:
         head.append("at the paper's depths, null block kept")
     if paper is not None:
         head.append("GPT-J in the paper: layer, trace, both")
     lines = [head, ["---"] * len(head)]
-    rows = _headlines(run)
+    rows = headlines(run)
     for row in rows[rows["method"].isin(methods)].to_dict("records"):
         told = shown(row)
         gain = with_interval(row["gain"], told["gain_low"], told["gain_high"])
@@ -106,7 +97,7 @@ def _explained(
             *(lost.get((row["problem"], row["method"]), "–") for lost in (fixed, random)),
             f"{row['n_facts']} x {row['n_layers']}",
         ]  # fmt: skip
-        if alike is not None and at_their_depths:
+        if alike is not None:
             cells.append(number(alike["r2_layer_all"].get(row["problem"])))
         if paper is not None:
             cells.append(_published(paper, row["method"], row["problem"]))
@@ -121,14 +112,15 @@ def _published(paper: pd.DataFrame, method: str, problem: str) -> str:
     return ", ".join(number(value) for value in known) or "–"
 
 
-def _at_their_depths(run: Finished, method: str) -> pd.DataFrame:
-    """Rows of robustness.csv by problem: the regressions of a method's edits at the run's robustness.layers alone; none
-    where stage `robustness` did not ask for them.
+def _at_their_depths(run: Finished, method: str) -> pd.DataFrame | None:
+    """Rows of robustness.csv by problem: the regressions of a method's edits at the run's robustness.layers alone; None
+    where stage `robustness` was not run or did not ask for them.
     """
     if not (path := run.folder / "robustness.csv").is_file():
-        return pd.DataFrame(columns=list(ROBUSTNESS_COLUMNS)).set_index("problem")
+        return None
     table = read_made(path, ROBUSTNESS_COLUMNS, command="make robustness")
-    return table[(table["variation"] == "edited layers") & (table["method"] == method)].set_index("problem")
+    rows = table[(table["variation"] == "edited layers") & (table["method"] == method)]
+    return rows.set_index("problem") if len(rows) else None
 
 
 def _null_block(alike: pd.DataFrame) -> str:
@@ -145,26 +137,23 @@ def _null_block(alike: pd.DataFrame) -> str:
 
 def _by_measure(run: Finished, method: str) -> str:
     """What other measures of the trace lose than the run's first: a row a problem; "" where none names other layers."""
-    rows = of_tracing(run.choices)
-    columns: dict[str, list[str]] = {}
-    for measure, own in rows.groupby("localizer", sort=False):
-        lost = [_lost(run, choice, own) for choice in ("fixed", "random")]
-        cells = [" / ".join(one[of] for one in lost) for of in lost[0] if of[1] == method]
+    columns: dict[str, dict[str, str]] = {}
+    for measure, rows in of_tracing(run.choices).groupby("localizer", sort=False):
+        fixed, random = (_lost(rows, choice) for choice in ("fixed", "random"))
+        cells = {problem: f"{fixed[problem, of]} / {random[problem, of]}" for problem, of in fixed if of == method}
         if cells not in columns.values():  # effect and fraction of one token name one layer
             columns[str(measure)] = cells
     if len(columns) < 2:
         return ""
-    problems = [words(problem) for problem, of in _lost(run, "fixed") if of == method]
     lines = [["problem", *columns], ["---"] * (1 + len(columns))]
-    lines += [list(cells) for cells in zip(problems, *columns.values(), strict=True)]
+    lines += [[words(problem), *(own[problem] for own in columns.values())] for problem in next(iter(columns.values()))]
     return f"What the traced layer loses to a fixed one / to a random one, by measure of the trace:\n\n{_table(lines)}"
 
 
-def _lost(run: Finished, choice: str, rows: pd.DataFrame | None = None) -> dict[tuple[str, str], str]:
+def _lost(rows: pd.DataFrame, choice: str) -> dict[tuple[str, str], str]:
     """(problem, method) to the hundredths of the rewrite score that the layer with the largest trace loses against a
-    choice of layers.csv. rows: of one localizer there; None for the run's first variant of tracing.
+    choice of layers.csv, of whose rows on one localizer these are.
     """
-    rows = traced(run) if rows is None else rows
     found = {}
     for row in rows[(rows["score"] == "rewrite") & (rows["choice"] == choice)].to_dict("records"):
         few = row["n_facts"] < MIN_FACTS_OF_MEANS
