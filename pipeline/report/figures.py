@@ -39,6 +39,7 @@ from pipeline.words import method_label
 
 _LAYER = "layer (counted from 0)"
 EDIT_LAYER = "edited layer (counted from 0)"
+MANY_POINTS = 1_000  # from here on the points of a figure are lighter as pixels
 _SUBJECT_ROLES = ("first_subject", "middle_subject", "last_subject")
 MEASURES = {
     "fraction": "fraction restored (largest over tokens)",
@@ -209,11 +210,11 @@ def score_against_trace(
             layout="constrained",
         )
         axes = figure.subplots(count, columns, sharex=True, sharey=True, squeeze=False)
-        span = _span(rows[measure].to_numpy(float))
+        span, many = _span(rows[measure].to_numpy(float)), len(rows) >= MANY_POINTS
         for ax, layer in zip(axes.flat, layers, strict=False):
             at = rows[rows["layer"] == layer]
             x, y = at[measure].to_numpy(float), at[score].to_numpy(float)
-            ax.scatter(x, y, s=12, color=color, alpha=0.75, lw=0, clip_on=False, zorder=3)
+            ax.scatter(x, y, s=12, color=color, alpha=0.75, lw=0, clip_on=False, zorder=3, rasterized=many)
             line = fitted_line(x, y)
             if line is not None:
                 intercept, slope, r2 = line

@@ -7,6 +7,7 @@ loads nothing and runs only the scripts of pipeline.report.scripts.
 from __future__ import annotations
 
 import base64
+import gzip
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -117,7 +118,8 @@ def _inlined(sections: Sequence[Section], pictures: Sequence[Picture], reports: 
         },
         "data": data,
         "files": [
-            (anchor, name, _uri("text/csv;charset=utf-8", text.encode())) for anchor, name, text in data["files"]
+            (anchor, f"{name}.gz", _uri("application/gzip", gzip.compress(text.encode(), mtime=0)))
+            for anchor, name, text in data["files"]
         ],
     }
 

@@ -41,6 +41,7 @@ _RC = {
     "savefig.facecolor": "white",
 }
 _SHORT = 18  # letters of a legend's entry, of which two fit beside each other on a narrow page
+_DOTS = 150  # per inch: of what is drawn in pixels within vectors
 NARROW = 4.0  # inches: the width of a figure for a narrow page
 _IS_NARROW: ContextVar[bool] = ContextVar("narrow", default=False)
 _Taken = ParamSpec("_Taken")
@@ -96,7 +97,7 @@ class Plot:
 def _vectors(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
     with style():
-        figure.savefig(content, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+        figure.savefig(content, format="svg", bbox_inches="tight", dpi=_DOTS, metadata={"Date": None, "Creator": None})
     write_bytes(path, content.getvalue())
 
 

@@ -5,6 +5,7 @@ Playwright's library drives the browser that Debian packages; `make test-page` i
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import os
@@ -156,6 +157,7 @@ def test_a_page_of_a_hundred_facts_is_light_and_paints_soon(chromium: Any, made:
     scores = scored(run)
     # Of the figures only this one grows with the facts; tables of a row a fact are small beside the explorer's records.
     grown = report.picture(figures.score_against_trace(scores, "rewrite", "fraction"), tmp_path, 60)
+    assert grown.svg.stat().st_size < 350_000
     pictures = [grown, *(one for one in made.pictures if one.svg.stem != grown.svg.stem)]
     path = tmp_path / "report.html"
     path.write_text(report.render(made.document, pictures, explored(run, scores), tmp_path), encoding="utf-8")
@@ -344,5 +346,5 @@ def test_data_is_downloaded_from_beside_its_figure(opened: Callable[..., Any], m
     page = opened()
     with page.expect_download() as got:
         page.locator("figure", has_text="Edit success by layer").locator("a.data").click()
-    assert got.value.suggested_filename == "figure-rewrite_by_layer.csv"
-    assert Path(got.value.path()).read_text("utf-8") == made.pictures[-1].data
+    assert got.value.suggested_filename == "figure-rewrite_by_layer.csv.gz"
+    assert gzip.decompress(Path(got.value.path()).read_bytes()).decode() == made.pictures[-1].data

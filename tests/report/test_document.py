@@ -1,6 +1,7 @@
 """The report opens with its answer, and each section, table and figure can be linked to and has its data beside it."""
 
 import base64
+import gzip
 import io
 import re
 from dataclasses import replace
@@ -59,13 +60,13 @@ def test_every_section_has_an_anchor_that_the_contents_link_to(made: Made) -> No
 def test_data_stands_once_in_the_page_and_is_linked_to(made: Made, tmp_path: Path) -> None:
     write_csv(made.regressions, tmp_path / "regressions.csv")
     page = report.render(made.document, made.pictures, explored(made.run, made.scores), tmp_path)
-    files = dict(re.findall(r'<a id="([^"]+)" href="data:text/csv;charset=utf-8;base64,([^"]+)"', page))
+    files = dict(re.findall(r'<a id="([^"]+)" href="data:application/gzip;base64,([^"]+)"', page))
     assert set(files) == {
         "data-regressions", "data-figure-trace_by_layer", "data-figure-trace_heatmap", "data-figure-rewrite_by_layer",
         "data-figure-score_against_trace",  # and R²'s bars are drawn from regressions.csv, which is there once
     }  # fmt: skip
-    assert base64.b64decode(files["data-regressions"]) == (tmp_path / "regressions.csv").read_bytes()
-    drawn = pd.read_csv(io.BytesIO(base64.b64decode(files["data-figure-score_against_trace"])))
+    assert gzip.decompress(base64.b64decode(files["data-regressions"])) == (tmp_path / "regressions.csv").read_bytes()
+    drawn = pd.read_csv(io.BytesIO(base64.b64decode(files["data-figure-score_against_trace"])), compression="gzip")
     scores = made.scores.query("problem == 'error_injection'").dropna(subset=["rewrite", "fraction"])
     assert drawn["rewrite"].to_numpy() == pytest.approx(scores["rewrite"].to_numpy(), rel=1e-9)
     assert page.count('class="data" href="#data-regressions"') == 4

@@ -69,6 +69,18 @@ def test_a_heavy_figure_goes_in_as_pixels(made: Made, tmp_path: Path) -> None:
     assert base64.b64decode(uri.split(",", 1)[1]) == made.pictures[0].png.read_bytes()
 
 
+def test_many_points_are_pixels_within_vectors(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = next(one.svg for one in made.pictures if one.svg.stem == "score_against_trace").read_text("utf-8")
+    monkeypatch.setattr(figures, "MANY_POINTS", 1)
+    plot = figures.score_against_trace(made.scores, "rewrite", "fraction")
+    assert plot.data is not None
+    many = report.picture(plot, tmp_path, 60).svg.read_text("utf-8")
+    layers = made.scores["layer"].nunique()
+    assert (few.count("<image"), many.count("<image")) == (0, layers)
+    assert few.count("<use") - many.count("<use") >= len(plot.data)
+    assert many.count("R² ") == few.count("R² ") == layers  # letters and lines are drawn as before
+
+
 def test_the_page_says_how_many_targets_are_function_words(made: Made) -> None:
     targets = pd.DataFrame(
         {"problem": ["tracing_reversal"], "facts": 10, "function_words": 9, "share": 0.9, "examples": "a, the"}
