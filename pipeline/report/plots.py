@@ -1,8 +1,9 @@
 """How figures look and are saved: the house style, panels, lines with bands, fitted lines.
 
-Colors are seaborn's "colorblind" palette; lines differ in dash and marker too. The same tables give the same
-bytes: no dates, and ids hashed with a fixed salt. A figure is drawn twice, for a wide page and for a narrow one
-(`both_widths`), where its panels stand below each other: at 400 pixels its letters are as large as the page's.
+Colors are seaborn's "colorblind" palette; lines differ in dash and marker too. The same tables give the same bytes: no
+dates, and ids hashed with a fixed salt. Words are text, in DejaVu Sans or Verdana, which are as wide. A figure is drawn
+twice, for a wide page and for a narrow one (`both_widths`), where its panels stand below each other: at 400 pixels its
+letters are as large as the page's.
 """
 
 import io
@@ -32,7 +33,8 @@ PAPER_SCORES = {"rewrite": "rewrite", "paraphrase_first": "paraphrase", "neighbo
 
 _RC = {
     "svg.hashsalt": "localization-editing",
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],
     "font.size": 10.0,
     "axes.titlesize": 10.0,
     "axes.labelsize": 10.0,

@@ -59,6 +59,7 @@ def test_pictures_are_inlined_with_their_captions(made: Made) -> None:
         assert content == picture.svg.read_bytes()
         assert picture.png.read_bytes().startswith(b"\x89PNG")
         assert b"<image" in content or content.count(b"<path") > 20
+        assert content.count(b"<text ") >= 5  # letters as letters, which are light and can be searched for
 
 
 def test_a_heavy_figure_goes_in_as_pixels(made: Made, tmp_path: Path) -> None:
