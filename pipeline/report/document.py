@@ -82,7 +82,7 @@ def document(
         opening=Section(
             anchor="where",
             title="Where to edit",
-            paragraphs=told["sentences"] if told["rows"] else [_CANNOT],
+            paragraphs=[] if told["rows"] else [_CANNOT],
             tables=layers.tables(told, permutations),
             plots=figures("layers"),
         ),

@@ -9,7 +9,7 @@ import seaborn as sns
 from pipeline.analysis.layers import WITHIN
 from pipeline.analysis.trust import MIN_FACTS_OF_MEANS, MIN_FACTS_SHOWN, bands
 from pipeline.report.plots import Plot, bare, both_widths, facts_phrase, legend_below, listed, panels, style, words
-from pipeline.report.section import Table, chance, number, spread
+from pipeline.report.section import Table, chance, number, spread, with_interval
 from pipeline.words import method_label
 
 _DRAWN = {
@@ -20,25 +20,33 @@ _DRAWN = {
     "best": "its best layer, seen afterwards",
 }
 _MARKERS = "osD^P"
+LOST = {"fixed": "one fixed layer, chosen on other facts", "random": "a random layer"}
 _KEYS = ["localizer", "problem", "method"]
 
 
 def section(table: pd.DataFrame, confidence: float) -> dict[str, Any]:
     """What the page says of `pipeline.analysis.layers.layer_table`, of the rewrite score where the run has it.
 
-    `first`: the sentence on the first method and localizer, "" without one; `sentences`: those on the others; `rows`:
-    one for each method, problem and localizer; `score` in words; `intervals`: whether any are of enough facts to be
-    printed, which is `least`; `confidence` as text; `localizers`: how many; `tests`: how many p-values are in `rows`;
-    `within`: the k of hit_k.
+    `first`: the sentence on the first method and localizer, "" without one; `rows`: one for each method, problem and
+    localizer; `lost`: what is lost against each of LOST, by localizer, problem and method; `score` in words;
+    `intervals`: whether any are of enough facts to be printed, which is `least`; `confidence` as text; `localizers`:
+    how many; `tests`: how many p-values are in `rows`; `within`: the k of hit_k.
     """
     rows = _rows(table)
     count = len({row["localizer"] for row in rows})
     by = pd.DataFrame(rows).groupby(["method", "localizer"], sort=False) if rows else []
-    sentences = [_sentence(group, confidence, named=count > 1) for _, group in by]
+    first = next((_sentence(group, confidence, named=count > 1) for _, group in by), "")
+    lost = {
+        choice: {
+            str(localizer): points_lost(group, choice, _score(table))
+            for localizer, group in table.groupby("localizer", sort=False)
+        }
+        for choice in LOST
+    }
     return {
-        "first": sentences[0] if sentences else "",
-        "sentences": sentences[1:],
+        "first": first,
         "rows": rows,
+        "lost": lost,
         "score": words(_score(table)),
         "intervals": any(row["regret_low"] is not None for row in rows),
         "least": MIN_FACTS_OF_MEANS,
@@ -50,9 +58,8 @@ def section(table: pd.DataFrame, confidence: float) -> dict[str, Any]:
 
 
 def tables(told: dict[str, Any], permutations: int) -> list[Table]:
-    """The rows of `section` as tables: the first localizer's, and, folded, those of the others."""
-    found = []
-    localizers = list(dict.fromkeys(row["localizer"] for row in told["rows"]))
+    """What `section` says as tables: what is lost; the means by the first localizer, and, folded, by the others."""
+    found = [_lost(told, choice) for choice in LOST] if told["rows"] else []
     interval = f" ({told['confidence']} interval)" if told["intervals"] else ""
     head = [
         "problem", "method", "facts", "traced", "fixed layer", "random", "others' traces", "best",
@@ -62,9 +69,11 @@ def tables(told: dict[str, Any], permutations: int) -> list[Table]:
         ("", 3), (f"mean {told['score']} score at", 5), ("traced against", 2),
         ("near the best (random)", len(told["within"])),
     ]  # fmt: skip
-    for place, localizer in enumerate(localizers):
-        rows = [_cells(row) for row in told["rows"] if row["localizer"] == localizer]
-        named = f", by {localizer}" if len(localizers) > 1 else ""
+    by: dict[str, tuple[tuple[str, ...], ...]] = {}
+    for row in told["rows"]:
+        by[row["localizer"]] = (*by.get(row["localizer"], ()), tuple(_cells(row)))
+    for place, (rows, localizers) in enumerate(_alike(by).items()):
+        named = f", by {listed(localizers)}" if told["localizers"] > 1 else ""
         found.append(
             Table(
                 title=f"Mean scores by where facts are edited{named}",
@@ -93,6 +102,48 @@ def sure(told: dict[str, Any]) -> list[str]:
         f"What is lost at the traced layer is a mean over {over}, each beside a layer that was chosen without it; "
         f"{how}. It speaks of facts of these relations, in this model, by these methods."
     ]
+
+
+def points_lost(table: pd.DataFrame, choice: str, score: str = "rewrite") -> dict[tuple[str, str], str]:
+    """(problem, method) to the hundredths of a score that the layer with the largest trace loses against a choice, with
+    their interval where it may be shown, as text. table: rows of layers.csv by one localizer.
+    """
+    found = {}
+    for row in table[(table["score"] == score) & (table["choice"] == choice)].to_dict("records"):
+        few = row["n_facts"] < MIN_FACTS_OF_MEANS
+        low, high = (None if few else 100 * row[end] for end in ("regret_low", "regret_high"))
+        found[row["problem"], row["method"]] = with_interval(100 * row["regret"], low, high, 1)
+    return found
+
+
+def _lost(told: dict[str, Any], choice: str) -> Table:
+    """A row for each method and localizer, a column for each problem: what is lost against the choice, in points."""
+    problems, methods = (list(dict.fromkeys(row[name] for row in told["rows"])) for name in ("problem", "method"))
+    by_localizer, lines = told["lost"][choice], []
+    for method in methods:
+        cells = {
+            localizer: tuple(lost.get((problem, method), "–") for problem in problems)
+            for localizer, lost in by_localizer.items()
+            if any(of == method for _, of in lost)
+        }
+        lines += [[method_label(method), listed(names), *own] for own, names in _alike(cells).items()]
+    interval = f", with {told['confidence']} intervals" if told["intervals"] else ""
+    return Table(
+        title=f"What the traced layer loses against {LOST[choice]}",
+        head=["method", "trace", *map(words, problems)],
+        rows=lines,
+        source="layers.csv",
+        note=f"Points, that is hundredths, of the {told['score']} score{interval}; below 0 where the traced layer is "
+        "the better one. Measures of the trace that name the same layers share a row.",
+    )
+
+
+def _alike(cells: dict[str, tuple[Any, ...]]) -> dict[tuple[Any, ...], list[str]]:
+    """What localizers say, each once, to those that say it."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for localizer, own in cells.items():
+        found.setdefault(own, []).append(localizer)
+    return found
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

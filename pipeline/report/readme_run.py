@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from pipeline.analysis.robustness import ROBUSTNESS_COLUMNS
-from pipeline.analysis.trust import MIN_FACTS_OF_MEANS, shown
+from pipeline.analysis.trust import shown
 from pipeline.report.compare import answers, headlines, traced
 from pipeline.report.finished import Finished
+from pipeline.report.layers import points_lost
 from pipeline.report.localizers import of_tracing
 from pipeline.report.plots import listed, words
 from pipeline.report.section import chance, number, with_interval
@@ -36,7 +37,11 @@ def run_of(run: Finished, paper: pd.DataFrame | None = None) -> str:
 
 def statistics_of(run: Finished) -> str:
     """All that the run's tables say of the rewrite score, a row a method and problem."""
-    level, fixed, random = f"{run.confidence:.0%} interval", _lost(traced(run), "fixed"), _lost(traced(run), "random")
+    level, fixed, random = (
+        f"{run.confidence:.0%} interval",
+        points_lost(traced(run), "fixed"),
+        points_lost(traced(run), "random"),
+    )
     head = [
         "method", "problem", "facts x layers", "layer", "null block kept", "trace", "both", "chance",
         f"gain ({level})", "bound", "p, Holm", f"held-out gain ({level})", f"slope within a fact ({level})", "p, Holm",
@@ -71,7 +76,11 @@ def _explained(
 
     alike: R² at the paper's depths, for a column of its own. named: the method in each row.
     """
-    level, fixed, random = f"{run.confidence:.0%} interval", _lost(traced(run), "fixed"), _lost(traced(run), "random")
+    level, fixed, random = (
+        f"{run.confidence:.0%} interval",
+        points_lost(traced(run), "fixed"),
+        points_lost(traced(run), "random"),
+    )
     head = [
         *["method"] * named,
         "problem", "R², layer", "null block kept", f"trace adds beyond chance ({level}; at most)",
@@ -139,7 +148,7 @@ def _by_measure(run: Finished, method: str) -> str:
     """What other measures of the trace lose than the run's first: a row a problem; "" where none names other layers."""
     columns: dict[str, dict[str, str]] = {}
     for measure, rows in of_tracing(run.choices).groupby("localizer", sort=False):
-        fixed, random = (_lost(rows, choice) for choice in ("fixed", "random"))
+        fixed, random = (points_lost(rows, choice) for choice in ("fixed", "random"))
         cells = {problem: f"{fixed[problem, of]} / {random[problem, of]}" for problem, of in fixed if of == method}
         if cells not in columns.values():  # effect and fraction of one token name one layer
             columns[str(measure)] = cells
@@ -148,18 +157,6 @@ def _by_measure(run: Finished, method: str) -> str:
     lines = [["problem", *columns], ["---"] * (1 + len(columns))]
     lines += [[words(problem), *(own[problem] for own in columns.values())] for problem in next(iter(columns.values()))]
     return f"What the traced layer loses to a fixed one / to a random one, by measure of the trace:\n\n{_table(lines)}"
-
-
-def _lost(rows: pd.DataFrame, choice: str) -> dict[tuple[str, str], str]:
-    """(problem, method) to the hundredths of the rewrite score that the layer with the largest trace loses against a
-    choice of layers.csv, of whose rows on one localizer these are.
-    """
-    found = {}
-    for row in rows[(rows["score"] == "rewrite") & (rows["choice"] == choice)].to_dict("records"):
-        few = row["n_facts"] < MIN_FACTS_OF_MEANS
-        low, high = (None if few else 100 * row[end] for end in ("regret_low", "regret_high"))
-        found[row["problem"], row["method"]] = with_interval(100 * row["regret"], low, high, 1)
-    return found
 
 
 def _table(lines: list[list[str]]) -> str:

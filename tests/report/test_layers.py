@@ -41,14 +41,36 @@ def test_the_first_sentence_is_made_of_the_numbers() -> None:
         "Editing at the traced layer (ROME) loses 12.3 points of rewrite score (95% interval 8.3 to 17.3) for error "
         "injection and gains 0.4 (-4.6 to 4.4) for fact erasure against one fixed layer, chosen on other facts."
     )
-    assert told["sentences"] == []
     assert (told["intervals"], told["tests"], told["localizers"]) == (True, 2, 1)
     two = layers.section(pd.concat([made_up(), made_up(method="ft_l")]), 0.95)
     assert two["first"] == told["first"]
-    assert [sentence[:36] for sentence in two["sentences"]] == ["Editing at the traced layer (FT+L) l"]
-    other = made_up().assign(localizer="gradient")
-    named = layers.section(pd.concat([made_up(), other]), 0.95)
-    assert "(ROME, gradient)" in named["sentences"][0]
+    named = layers.section(pd.concat([made_up().assign(localizer="gradient"), made_up()]), 0.95)
+    assert named["first"].startswith("Editing at the traced layer (ROME, gradient) loses 12.3 ")
+
+
+def test_what_is_lost_is_a_table_of_methods_and_measures() -> None:
+    effect, other = made_up().assign(localizer="trace_mlp_w5_effect"), made_up(regret=(0.2, 0.3))
+    by_two = pd.concat([made_up(), made_up(method="ft_l", regret=(0.05, 0.01)), effect])
+    told = layers.section(pd.concat([by_two, other.assign(localizer="gradient")]), 0.95)
+    fixed, random, *means = layers.tables(told, 500)
+    assert fixed.title == "What the traced layer loses against one fixed layer, chosen on other facts"
+    assert list(fixed.head) == ["method", "trace", "error injection", "fact erasure"]
+    assert fixed.rows == [
+        ["ROME", "trace_mlp_w5_fraction and trace_mlp_w5_effect", "12.3 (8.3 to 17.3)", "-0.4 (-4.4 to 4.6)"],
+        ["ROME", "gradient", "20.0 (16.0 to 25.0)", "30.0 (26.0 to 35.0)"],
+        ["FT+L", "trace_mlp_w5_fraction", "5.0 (1.0 to 10.0)", "1.0 (-3.0 to 6.0)"],
+    ]
+    assert random.title == "What the traced layer loses against a random layer"
+    assert {cells[2][:4] for cells in random.rows[:2]} == {"2.0 "}
+    assert [table.title.partition(",")[2] for table in means] == [
+        f" by {named}" for named in dict(told["lost"]["fixed"])
+    ]
+    same = layers.tables(layers.section(pd.concat([made_up(), effect]), 0.95), 500)
+    assert [table.title.partition(",")[2] for table in same[2:]] == [
+        " by trace_mlp_w5_fraction and trace_mlp_w5_effect"
+    ]
+    few = layers.tables(layers.section(made_up(n_facts=39), 0.95), 500)[0]
+    assert (few.rows[0][2], "interval" in few.note) == ("12.3", False)
 
 
 def test_intervals_of_few_facts_and_tests_of_fewer_are_withheld() -> None:
@@ -86,7 +108,7 @@ def test_the_page_begins_with_it_and_has_the_table(made: Made) -> None:
 def test_a_run_that_cannot_say_says_so() -> None:
     nothing = made_up()[:0]
     told = layers.section(nothing, 0.95)
-    assert (told["first"], told["rows"], told["sentences"]) == ("", [], [])
+    assert (told["first"], told["rows"], layers.tables(told, 500)) == ("", [], [])
     assert layers.layers_plot(nothing, 0.95) is None
 
 
