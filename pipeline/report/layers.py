@@ -119,22 +119,22 @@ def points_lost(table: pd.DataFrame, choice: str, score: str = "rewrite") -> dic
 def _lost(told: dict[str, Any], choice: str) -> Table:
     """A row for each method and localizer, a column for each problem: what is lost against the choice, in points."""
     problems, methods = (list(dict.fromkeys(row[name] for row in told["rows"])) for name in ("problem", "method"))
-    by_localizer, lines = told["lost"][choice], []
-    for method in methods:
-        cells = {
-            localizer: tuple(lost.get((problem, method), "–") for problem in problems)
-            for localizer, lost in by_localizer.items()
-            if any(of == method for _, of in lost)
-        }
-        lines += [[method_label(method), listed(names), *own] for own, names in _alike(cells).items()]
+    alike = list(_alike({name: tuple(lost.items()) for name, lost in told["lost"][choice].items()}).items())
+    lines = [
+        [method_label(method), names[0], *(dict(lost).get((problem, method), "–") for problem in problems)]
+        for method in methods
+        for lost, names in alike
+        if any(of == method for (_, of), _ in lost)
+    ]
     interval = f", with {told['confidence']} intervals" if told["intervals"] else ""
+    same = "".join(f" By {listed(names[1:])} they are the same as by {names[0]}." for _, names in alike if names[1:])
     return Table(
         title=f"What the traced layer loses against {LOST[choice]}",
         head=["method", "trace", *map(words, problems)],
         rows=lines,
         source="layers.csv",
         note=f"Points, that is hundredths, of the {told['score']} score{interval}; below 0 where the traced layer is "
-        "the better one. Measures of the trace that name the same layers share a row.",
+        f"the better one.{same}",
     )
 
 
