@@ -220,7 +220,7 @@ def score_against_trace(
                 intercept, slope, r2 = line
                 ends = np.array([x.min(), x.max()])
                 ax.plot(ends, intercept + slope * ends, color=line_color, lw=1.6, zorder=4)
-                ax.set_title(f"{layer}   R² {r2:.2f}", fontsize=9, pad=3)
+                ax.set_title(f"{layer}: R² {r2:.2f}", fontsize=9, pad=3)
             else:
                 ax.set_title(f"{layer}", fontsize=9, pad=3)
             ax.set(ylim=(-0.05, 1.05), xlim=span)
