@@ -34,7 +34,7 @@ def test_figures_show_the_tables(made: Made) -> None:
     assert np.asarray(line.get_ydata(), dtype=float) == pytest.approx(means.to_numpy())
     shown = [ax for ax in panels.axes if ax.get_visible()]
     assert len(shown) == 30
-    assert [ax.get_title().split()[0] for ax in shown] == [str(layer) for layer in range(30)]
+    assert [ax.get_title().partition(":")[0] for ax in shown] == [str(layer) for layer in range(30)]
     points = sum(len(np.asarray(ax.collections[0].get_offsets())) for ax in shown)
     assert points == 12 * 30 - 1  # the failed edit
     drawn = [patch for patch in bars.axes[0].patches if isinstance(patch, Rectangle)]
