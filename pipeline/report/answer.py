@@ -18,10 +18,11 @@ def headline(regressions: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["score"] == score]
 
 
-def answer(regressions: pd.DataFrame, model_name: str, confidence: float) -> str:
+def answer(regressions: pd.DataFrame, model_name: str, confidence: float, permutations: int) -> str:
     """What this run answers to "does localization inform editing?", in sentences made of its numbers.
 
     Found is what a test corrected by Holm over the whole table rejects; nothing is said by a number that is withheld.
+    permutations: dealings of each test, of which so many tests may be too few to find anything, which is said then.
     """
     rows = headline(regressions)
     defined = rows.dropna(subset=["r2_layer", "r2_diff", "chance"])
@@ -42,7 +43,8 @@ def answer(regressions: pd.DataFrame, model_name: str, confidence: float) -> str
         f"{_range(defined['chance'] * 100, '{:.1f}')}."
     )
     printed = pd.DataFrame([shown(row) for row in defined.to_dict("records")])
-    sentences = [_said_of_facts(printed, 1 - confidence), _said_of_layers(printed, 1 - confidence)]
+    tests = int(regressions["permutation_pvalue"].notna().sum())
+    sentences = [_said_of_facts(printed, 1 - confidence, tests, permutations), _said_of_layers(printed, 1 - confidence)]
     bounds = printed["gain_bound"].dropna().astype(float)
     if len(bounds):
         sentences.append(
@@ -55,17 +57,26 @@ def answer(regressions: pd.DataFrame, model_name: str, confidence: float) -> str
     return " ".join([start, *told])
 
 
-def _said_of_facts(printed: pd.DataFrame, level: float) -> str:
-    """Whether the trace of a fact goes with its scores at all, among facts of one relation; "" where untested."""
+def _said_of_facts(printed: pd.DataFrame, level: float, tests: int, permutations: int) -> str:
+    """Whether the trace of a fact goes with its scores at all, among facts of one relation; "" where untested.
+
+    The least p of dealings is 1 / (1 + permutations); Holm multiplies the least of all by the number of tests.
+    """
     tested = printed.dropna(subset=["permutation_holm"])
     if tested.empty:
         return ""
     found = tested[tested["permutation_holm"].astype(float) <= level]
     if found.empty:
-        least = tested["permutation_holm"].astype(float).min()
+        least, floor = tested["permutation_holm"].astype(float).min(), min(tests / (1 + permutations), 1.0)
+        blind = (
+            f": of {tests} tests by {permutations} dealings none can have a corrected p below {floor:.2g}, so that "
+            "nothing could be found"
+            if floor > level
+            else ""
+        )
         return (
             "Among facts of one relation, that is not shown to be more than chance for any problem (smallest "
-            f"corrected p {least:.2g}), which is no proof that it is chance."
+            f"corrected p {least:.2g}), which is no proof that it is chance{blind}."
         )
     names = listed([words(problem) for problem in found["problem"]])
     return f"Among facts of one relation, that is more than chance for {names}; this may be that some facts are easier."

@@ -175,7 +175,8 @@ def sections(one: Finished, other: Finished, names: tuple[str, str]) -> list[Sec
 def answers(run: Finished) -> str:
     """Where to edit, and what the layer explains, as the run's own page says it."""
     first = layers.section(traced(run), run.confidence)["first"]
-    found = answer(run.regressions, run.model_name, run.confidence) if len(run.regressions) else ""
+    dealings = int(run.settings["regressions.permutations"])
+    found = answer(run.regressions, run.model_name, run.confidence, dealings) if len(run.regressions) else ""
     return " ".join(text for text in (first, found) if text) or "no method has scores of two facts at one layer."
 
 

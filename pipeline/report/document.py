@@ -70,7 +70,7 @@ def document(
     """
     drawn = {plot.name: plot for plot in plots if plot is not None}
     told, sure, name = dict(sections["layers"]), f"{confidence:.0%}", run.model["name"].removeprefix("packaged:")
-    found = answer(run.regressions, name, confidence)
+    found = answer(run.regressions, name, confidence, permutations)
     tables = r2_tables(run.regressions, run.paper)
 
     def figures(*names: str) -> list[Plot]:

@@ -99,7 +99,7 @@ def test_small_and_odd_runs_are_drawn_and_reported(shape: tuple[int, int], paper
     regressions = regression_table(scores, ["rewrite", "overall", "paraphrase"], ["effect"], DESIGN)
     for plot in draw(run, scores, regressions, paper):
         assert plot.save(tmp_path, 50)[0].stat().st_size > 1000
-    text = answer(regressions, "Model", 0.95)
+    text = answer(regressions, "Model", 0.95, 2000)
     assert ("cannot answer" in text) == (shape in [(1, 1), (2, 3), (4, 1)])
     targets = function_word_targets(run.edits)
     numbers = metrics(regressions, scores, run.facts, count_edits(run.edits, 0.02), targets)
@@ -137,7 +137,7 @@ def regressions_with(**columns: Any) -> pd.DataFrame:
 
 
 def test_the_answer_is_made_of_the_numbers() -> None:
-    text = answer(regressions_with(), "Model", 0.95)
+    text = answer(regressions_with(), "Model", 0.95, 2000)
     assert "In Model, edited with ROME on 100 facts" in text
     assert "80 to 90% of the variance of the rewrite score (error injection and fact erasure)" in text
     assert "adds 1.0 to 2.0 points" in text
@@ -147,21 +147,30 @@ def test_the_answer_is_made_of_the_numbers() -> None:
     assert "above 3.0 to 4.0 points is ruled out at 95%" in text
 
 
+def test_the_answer_says_when_no_test_could_have_found_anything() -> None:
+    rows = regressions_with(permutation_pvalue=1 / 20, permutation_holm=0.1)  # 2 tests by 19 dealings
+    assert answer(rows, "Model", 0.95, 19).count(
+        "no proof that it is chance: of 2 tests by 19 dealings none can have a corrected p below 0.1, so that nothing "
+        "could be found."
+    )  # fmt: skip
+    assert "none can have" not in answer(rows, "Model", 0.95, 39)  # 2 / 40 is the level itself
+
+
 def test_a_gain_is_not_said_to_be_a_layer() -> None:
-    text = answer(regressions_with(permutation_holm=[0.01, 0.2]), "Model", 0.95)
+    text = answer(regressions_with(permutation_holm=[0.01, 0.2]), "Model", 0.95, 2000)
     assert "more than chance for error injection; this may be that some facts are easier" in text
     assert "not shown to go better" in text
-    text = answer(regressions_with(within_holm=[0.01, 0.02], within_slope=[-0.3, 0.2]), "Model", 0.95)
+    text = answer(regressions_with(within_holm=[0.01, 0.02], within_slope=[-0.3, 0.2]), "Model", 0.95, 2000)
     assert "higher than its relation does, better for fact erasure and worse for error injection" in text
 
 
 def test_the_answer_says_nothing_by_what_is_withheld() -> None:
     sure = {"permutation_holm": 0.001, "within_holm": 0.001, "permutation_pvalue": 0.001, "f_pvalue": 0.0}
-    text = answer(regressions_with(n_facts=5, **sure), "Model", 0.95)
+    text = answer(regressions_with(n_facts=5, **sure), "Model", 0.95, 2000)
     assert "this decides nothing" in text
-    assert "ruled out" not in answer(regressions_with(n_facts=12, **sure), "Model", 0.95)
+    assert "ruled out" not in answer(regressions_with(n_facts=12, **sure), "Model", 0.95, 2000)
     nothing = dict.fromkeys(["r2_layer", "r2_diff", "chance"], np.nan)
-    text = answer(regressions_with(n_facts=2, **nothing), "Model", 0.95)
+    text = answer(regressions_with(n_facts=2, **nothing), "Model", 0.95, 2000)
     assert "cannot answer the question: with 2 facts" in text
 
 
