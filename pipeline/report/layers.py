@@ -72,7 +72,7 @@ def tables(told: dict[str, Any], permutations: int) -> list[Table]:
     by: dict[str, tuple[tuple[str, ...], ...]] = {}
     for row in told["rows"]:
         by[row["localizer"]] = (*by.get(row["localizer"], ()), tuple(_cells(row)))
-    for place, (rows, localizers) in enumerate(_alike(by).items()):
+    for place, (rows, localizers) in enumerate(each_once(by).items()):
         named = f", by {listed(localizers)}" if told["localizers"] > 1 else ""
         found.append(
             Table(
@@ -110,24 +110,37 @@ def points_lost(table: pd.DataFrame, choice: str, score: str = "rewrite") -> dic
     """
     found = {}
     for row in table[(table["score"] == score) & (table["choice"] == choice)].to_dict("records"):
-        few = row["n_facts"] < MIN_FACTS_OF_MEANS
-        low, high = (None if few else 100 * row[end] for end in ("regret_low", "regret_high"))
-        found[row["problem"], row["method"]] = with_interval(100 * row["regret"], low, high, 1)
+        points = [None if value is None else 100 * value for value in _regret(row).values()]
+        found[row["problem"], row["method"]] = with_interval(*points, digits=1)
     return found
+
+
+def each_once(cells: dict[str, tuple[Any, ...]]) -> dict[tuple[Any, ...], list[str]]:
+    """What localizers say, each once, to those that say it."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for localizer, own in cells.items():
+        found.setdefault(own, []).append(localizer)
+    return found
+
+
+def _regret(row: "pd.Series[Any] | dict[Any, Any]") -> dict[str, Any]:
+    """What a row of layers.csv loses, with its interval where it is of enough facts, else None."""
+    few = row["n_facts"] < MIN_FACTS_OF_MEANS
+    return {"regret": row["regret"]} | {end: None if few else row[end] for end in ("regret_low", "regret_high")}
 
 
 def _lost(told: dict[str, Any], choice: str) -> Table:
     """A row for each method and localizer, a column for each problem: what is lost against the choice, in points."""
     problems, methods = (list(dict.fromkeys(row[name] for row in told["rows"])) for name in ("problem", "method"))
-    alike = list(_alike({name: tuple(lost.items()) for name, lost in told["lost"][choice].items()}).items())
+    each = list(each_once({name: tuple(lost.items()) for name, lost in told["lost"][choice].items()}).items())
     lines = [
         [method_label(method), names[0], *(dict(lost).get((problem, method), "–") for problem in problems)]
         for method in methods
-        for lost, names in alike
+        for lost, names in each
         if any(of == method for (_, of), _ in lost)
     ]
     interval = f", with {told['confidence']} intervals" if told["intervals"] else ""
-    same = "".join(f" By {listed(names[1:])} they are the same as by {names[0]}." for _, names in alike if names[1:])
+    same = "".join(f" By {listed(names[1:])} they are the same as by {names[0]}." for _, names in each if names[1:])
     return Table(
         title=f"What the traced layer loses against {LOST[choice]}",
         head=["method", "trace", *map(words, problems)],
@@ -136,14 +149,6 @@ def _lost(told: dict[str, Any], choice: str) -> Table:
         note=f"Points, that is hundredths, of the {told['score']} score{interval}; below 0 where the traced layer is "
         f"the better one.{same}",
     )
-
-
-def _alike(cells: dict[str, tuple[Any, ...]]) -> dict[tuple[Any, ...], list[str]]:
-    """What localizers say, each once, to those that say it."""
-    found: dict[tuple[Any, ...], list[str]] = {}
-    for localizer, own in cells.items():
-        found.setdefault(own, []).append(localizer)
-    return found
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -185,7 +190,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
         at = group.set_index("choice")
         n_facts = int(at["n_facts"].iloc[0])
         fixed, p = at.loc["fixed"], at.loc["dealt", "permutation_pvalue"]
-        few, untested = n_facts < MIN_FACTS_OF_MEANS, n_facts < MIN_FACTS_SHOWN or pd.isna(p)
+        untested = n_facts < MIN_FACTS_SHOWN or pd.isna(p)
         rows.append(
             {
                 "localizer": localizer,
@@ -194,9 +199,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "n_facts": n_facts,
                 "mean": at["mean"].to_dict(),
                 "layer": int(fixed["layer"]),
-                "regret": fixed["regret"],
-                "regret_low": None if few else fixed["regret_low"],
-                "regret_high": None if few else fixed["regret_high"],
+                **_regret(fixed),
                 "own": round(-at.loc["dealt", "regret"], 12) + 0,  # never minus 0
                 "p": None if untested else p,
                 "hits": [(at.loc["traced", f"hit_{k}"], at.loc["random", f"hit_{k}"]) for k in WITHIN],

@@ -23,6 +23,7 @@ from pipeline.words import method_label
 
 README, STATISTICS = Path("README.md"), Path("docs/statistics.md")
 REPORTS, PAPER = Path("reports"), Path("data/paper/hase2023_r2.csv")
+MEASURED = "default-run"  # the run whose stages of measures/ are told
 MEASURES = ("S", "ES", "PS", "PM", "NS", "GE", "RS")  # of CounterFact's table
 
 
@@ -72,11 +73,11 @@ def _read_so(folder: Path) -> str:
 
 
 def counterfact(reports: Path, paper: Path) -> str:
-    """CounterFact's table of the default run, each method at the layer that is best on other facts, in Markdown."""
-    facts, others, table = _measured(reports / "default-run")
+    """CounterFact's table of the run MEASURED, each method at the layer that is best on other facts, in Markdown."""
+    facts, others, table = _measured(reports / MEASURED)
     return (
         f"On {facts} facts of the embedded model, each method at the layer that was best on {others} "
-        "other facts ([counterfact.csv](reports/default-run/counterfact.csv), with intervals; an edit that does "
+        f"other facts ([counterfact.csv](reports/{MEASURED}/counterfact.csv), with intervals; an edit that does "
         f"nothing is the first row):\n\n{table}"
     )
 
@@ -112,8 +113,8 @@ def _measured(folder: Path, published: pd.DataFrame | None = None) -> tuple[int,
 
 
 def scaling(reports: Path, paper: Path) -> str:
-    """What many edits at once leave of their scores in the default run, in Markdown."""
-    rows = pd.read_csv(reports / "default-run" / "scaling.csv")
+    """What many edits at once leave of their scores in the run MEASURED, in Markdown."""
+    rows = pd.read_csv(reports / MEASURED / "scaling.csv")
     edited = rows[rows["n_edits"] > 0]
     counts = sorted(edited["n_edits"].unique())
     head = f"| method | layer | {' | '.join(map(str, counts))} | NS, {counts[-1]} |\n|{'---|' * (len(counts) + 3)}\n"
@@ -125,7 +126,7 @@ def scaling(reports: Path, paper: Path) -> str:
     )
     return (
         f"Many edits at once, S of {', '.join(map(str, counts))} edits that one model holds together, and NS of the "
-        "last ([scaling.csv](reports/default-run/scaling.csv), with intervals; 0 for an edit that does nothing):\n\n"
+        f"last ([scaling.csv](reports/{MEASURED}/scaling.csv), with intervals; 0 for an edit that does nothing):\n\n"
         f"{head}{table}"
     )
 

@@ -10,7 +10,7 @@ from pipeline.analysis.robustness import ROBUSTNESS_COLUMNS
 from pipeline.analysis.trust import shown
 from pipeline.report.compare import answers, headlines, traced
 from pipeline.report.finished import Finished
-from pipeline.report.layers import points_lost
+from pipeline.report.layers import each_once, points_lost
 from pipeline.report.localizers import of_tracing
 from pipeline.report.plots import listed, words
 from pipeline.report.section import chance, number, with_interval
@@ -146,12 +146,13 @@ def _null_block(alike: pd.DataFrame) -> str:
 
 def _by_measure(run: Finished, method: str) -> str:
     """What other measures of the trace lose than the run's first: a row a problem; "" where none names other layers."""
-    columns: dict[str, dict[str, str]] = {}
+    cells = {}
     for measure, rows in of_tracing(run.choices).groupby("localizer", sort=False):
         fixed, random = (points_lost(rows, choice) for choice in ("fixed", "random"))
-        cells = {problem: f"{fixed[problem, of]} / {random[problem, of]}" for problem, of in fixed if of == method}
-        if cells not in columns.values():  # effect and fraction of one token name one layer
-            columns[str(measure)] = cells
+        cells[str(measure)] = tuple(
+            (problem, f"{fixed[problem, of]} / {random[problem, of]}") for problem, of in fixed if of == method
+        )
+    columns = {names[0]: dict(own) for own, names in each_once(cells).items()}
     if len(columns) < 2:
         return ""
     lines = [["problem", *columns], ["---"] * (1 + len(columns))]
