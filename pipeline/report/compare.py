@@ -106,6 +106,11 @@ def sentence(found: Sequence[Pair], names: tuple[str, str], confidence: float) -
     )
 
 
+def conclusion(one: Finished, other: Finished) -> str:
+    """`sentence` of two runs by their models' names; their intervals have to be of one confidence."""
+    return sentence(regrets(one, other), labels(one, other), one.confidence)
+
+
 def _told(pair: Pair, several: bool) -> str:
     problem, method = words(pair.of[0]), f" by {method_label(pair.of[1])}" if several else ""
     return f"{problem}{method}, {_points(pair.one)} and {_points(pair.other)}"
@@ -266,7 +271,7 @@ def write(one: Finished, other: Finished, path: Path) -> None:
         )
     names = labels(one, other)
     found = sections(one, other, names)
-    first = sentence(regrets(one, other), names, one.confidence)
+    first = conclusion(one, other)
     with tempfile.TemporaryDirectory() as folder:
         saved = page.save((plot for section in found for plot in section.plots), Path(folder), dpi=100)
         text = page.render_sections(f"{names[0]} beside {names[1]}", first, found, saved)

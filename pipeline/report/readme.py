@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import UserError
-from pipeline.report.compare import answers
+from pipeline.report.compare import answers, conclusion
 from pipeline.report.finished import read_finished
 from pipeline.report.readme_run import run_of, statistics_of
 from pipeline.report.section import number
@@ -132,8 +132,9 @@ def scaling(reports: Path, paper: Path) -> str:
 
 
 def second_model(reports: Path, paper: Path) -> str:
-    """What the run of another family answers, in Markdown."""
-    return f"{run_of(read_finished(reports / 'second-model'))}\n"
+    """Whether the reference run's conclusion holds in a model of another family, and what that answers, in Markdown."""
+    own, other = (read_finished(reports / run) for run in ("reference", "second-model"))
+    return f"{conclusion(own, other)}\n\n{run_of(other)}\n"
 
 
 def statistics(reports: Path, paper: Path) -> str:

@@ -44,6 +44,7 @@ def test_another_table_gives_other_sentences(tmp_path: Path, monkeypatch: pytest
     assert Path("docs/statistics.md").read_text("utf-8").count("| 43.2 (") == 2 * len(by_reference)
     assert "the edited layer alone explains 12% of the variance" in " ".join(text.split())
     assert "(ROME) loses 1.2 points of rewrite score (95% interval 2.8" in text
+    assert "for error injection, 43.2 (3.6 to 13.9) and 1.2 (2.8 to 16.9)" in text  # of both runs' tables
     assert text.count("| 0.654 |") == measures["method"].nunique()  # each at one layer
     assert text.count("| 0.765 |") == published["method"].nunique()
     assert readme.main(["--check"]) == 0
