@@ -110,8 +110,9 @@ def points_lost(table: pd.DataFrame, choice: str, score: str = "rewrite") -> dic
     """
     found = {}
     for row in table[(table["score"] == score) & (table["choice"] == choice)].to_dict("records"):
-        points = [None if value is None else 100 * value for value in _regret(row).values()]
-        found[row["problem"], row["method"]] = with_interval(*points, digits=1)
+        regret, *ends = _regret(row)
+        low, high = (None if end is None else 100 * end for end in ends)
+        found[row["problem"], row["method"]] = with_interval(100 * regret, low, high, 1)
     return found
 
 
@@ -123,10 +124,11 @@ def each_once(cells: dict[str, tuple[Any, ...]]) -> dict[tuple[Any, ...], list[s
     return found
 
 
-def _regret(row: "pd.Series[Any] | dict[Any, Any]") -> dict[str, Any]:
-    """What a row of layers.csv loses, with its interval where it is of enough facts, else None."""
-    few = row["n_facts"] < MIN_FACTS_OF_MEANS
-    return {"regret": row["regret"]} | {end: None if few else row[end] for end in ("regret_low", "regret_high")}
+def _regret(row: "pd.Series[Any] | dict[Any, Any]") -> tuple[float, float | None, float | None]:
+    """What a row of layers.csv loses, and the ends of its interval, None where it is of too few facts."""
+    if row["n_facts"] < MIN_FACTS_OF_MEANS:
+        return row["regret"], None, None
+    return row["regret"], row["regret_low"], row["regret_high"]
 
 
 def _lost(told: dict[str, Any], choice: str) -> Table:
@@ -191,6 +193,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
         n_facts = int(at["n_facts"].iloc[0])
         fixed, p = at.loc["fixed"], at.loc["dealt", "permutation_pvalue"]
         untested = n_facts < MIN_FACTS_SHOWN or pd.isna(p)
+        regret, low, high = _regret(fixed)
         rows.append(
             {
                 "localizer": localizer,
@@ -199,7 +202,9 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "n_facts": n_facts,
                 "mean": at["mean"].to_dict(),
                 "layer": int(fixed["layer"]),
-                **_regret(fixed),
+                "regret": regret,
+                "regret_low": low,
+                "regret_high": high,
                 "own": round(-at.loc["dealt", "regret"], 12) + 0,  # never minus 0
                 "p": None if untested else p,
                 "hits": [(at.loc["traced", f"hit_{k}"], at.loc["random", f"hit_{k}"]) for k in WITHIN],
