@@ -46,10 +46,12 @@ repro: $(READY)  ## run what is not up to date; PRESET=NAME first copies presets
 	  cp "presets/$$preset.yaml" params.yaml; \
 	fi; \
 	python -m stages.params params.yaml
+	@python -m stages.mend
 	@dvc repro
 
 # The stages of measures/dvc.yaml, then the page where there is one: it shows what they made.
 maps essence table scaling robustness override: $(READY)
+	@python -m stages.mend
 	@dvc repro measures/dvc.yaml:$@
 	@if [ -f reports/report.html ]; then dvc repro report; else echo 'make repro makes the page that shows it'; fi
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.stages.clones import Clone, differing
 
+REPRO = ("make", "-o", ".venv/.ready", "repro")  # with the packages that run these tests
 STOPS = 20
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 SOONEST, LATEST = 0.5, 10.0  # seconds after the start of `dvc repro`: from its first imports to its later stages
@@ -60,8 +61,8 @@ def session(leader: int) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_stopped_at_twenty_random_moments_it_ends_with_the_same_bytes(clone: Clone) -> None:
-    """SIGINT, SIGTERM and SIGKILL to all of `dvc repro`, as a terminal, a scheduler and a lack of memory send them.
+def test_stopped_at_twenty_random_moments_it_ends_with_the_same_bytes(clone: Clone, tmp_path: Path) -> None:
+    """SIGINT, SIGTERM and SIGKILL to all of `make repro`, as a terminal, a scheduler and a lack of memory send them.
 
     A unit that was stored before a stop is never computed again, so that a stop costs at most the one unit that each
     worker had begun.
@@ -71,9 +72,8 @@ def test_stopped_at_twenty_random_moments_it_ends_with_the_same_bytes(clone: Clo
     forget(clone)
     chance, seen, stops = random.Random(2026), dict[str, int](), 0
     while stops < STOPS:
-        with subprocess.Popen(
-            ["dvc", "repro"], cwd=clone.root, env=clone.environment, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        with (tmp_path / "told").open("w", encoding="utf-8") as told, subprocess.Popen(
+            REPRO, cwd=clone.root, env=clone.environment, start_new_session=True, stdout=told, stderr=told,
         ) as process:  # fmt: skip
             try:
                 status = process.wait(chance.uniform(SOONEST, LATEST))
@@ -86,14 +86,14 @@ def test_stopped_at_twenty_random_moments_it_ends_with_the_same_bytes(clone: Clo
                     assert time.monotonic() < deadline, (number, [p.cmdline() for p in session(process.pid)])
                     time.sleep(0.05)
             else:
-                assert status == 0
+                assert status == 0, (tmp_path / "told").read_text("utf-8")
                 assert differing(clone.results(), before) == []
                 forget(clone)  # it came to its end before the last stop: once more, from the beginning
                 seen = {}
         now = units(clone)
         assert {name: now.get(name) for name in seen} == seen
         seen = now
-    clone.repro()
+    clone.command(*REPRO)
     now = units(clone)
     assert {name: now.get(name) for name in seen} == seen
     assert len({name.split(".")[0] for name in now}) == len(now)  # no unit twice
