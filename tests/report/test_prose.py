@@ -1,0 +1,191 @@
+"""What README.md and docs/statistics.md say of the reference run by hand is what its committed tables say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.conftest import ROOT
+
+REFERENCE = ROOT / "reports" / "reference"
+METHODS = ("rome", "memit", "ft_1", "ft_5")
+PROBLEMS = ("error_injection", "tracing_reversal", "fact_erasure", "fact_amplification", "fact_forcing")
+OTHERS = PROBLEMS[:4]  # than fact forcing
+PAPER_MEASURE, LAST_SUBJECT = "trace_mlp_w5_fraction", "trace_mlp_w5_last_subject"
+
+README = " ".join((ROOT / "README.md").read_text("utf-8").split())
+STATISTICS = " ".join((ROOT / "docs" / "statistics.md").read_text("utf-8").split())
+
+
+def table(name: str) -> pd.DataFrame:
+    return pd.read_csv(REFERENCE / f"{name}.csv")
+
+
+@pytest.fixture(scope="module")
+def rewrite() -> pd.DataFrame:
+    """The regressions of the rewrite score on the paper's measure, by method and problem."""
+    found = table("regressions").query("score == 'rewrite' and trace_measure == 'fraction'")
+    assert len(found) == len(METHODS) * len(PROBLEMS)
+    return found.set_index(["method", "problem"])
+
+
+@pytest.fixture(scope="module")
+def layers() -> pd.DataFrame:
+    """What a choice of layer scores, rewrite score, by method, problem, localizer and choice."""
+    found = table("layers").query("score == 'rewrite'")
+    return found.set_index(["method", "problem", "localizer", "choice"]).sort_index()
+
+
+def span(values: Any, digits: int = 3, to: str = " to ") -> str:
+    return f"{min(values):.{digits}f}{to}{max(values):.{digits}f}"
+
+
+def ends(row: pd.Series, of: str, digits: int = 3, times: float = 1) -> str:
+    return f"{times * row[f'{of}_low']:.{digits}f} to {times * row[f'{of}_high']:.{digits}f}"
+
+
+def shown(row: pd.Series, of: str) -> int:
+    """1 or -1: the sign of what an interval leaves no doubt about; 0 where it holds 0."""
+    return int(row[f"{of}_low"] > 0) - int(row[f"{of}_high"] < 0)
+
+
+def cost(layers: pd.DataFrame, method: str, problem: str, choice: str, localizer: str = PAPER_MEASURE) -> pd.Series:
+    """What the traced layer loses against a choice, in points, its interval too."""
+    return 100 * layers.loc[(method, problem, localizer, choice), ["regret", "regret_low", "regret_high"]].astype(float)
+
+
+def test_no_slope_within_a_fact_is_above_0_and_one_below(rewrite: pd.DataFrame) -> None:
+    signs = {index: shown(row, "within") for index, row in rewrite.iterrows()}
+    assert {index: sign for index, sign in signs.items() if sign} == {("ft_1", "tracing_reversal"): -1}
+    assert "of twenty intervals of the slope one leaves 0 out, below it: FT-1's tracing reversal" in STATISTICS
+    assert rewrite["within_holm"].min() > 0.2
+
+
+def test_what_rome_and_memit_leave_to_the_trace(rewrite: pd.DataFrame) -> None:
+    bounds = {method: rewrite.loc[method, "gain_bound"] for method in ("rome", "memit")}
+    rome, memit = bounds["rome"].drop("fact_erasure"), bounds["memit"].drop("fact_amplification")
+    assert (
+        f"for ROME by {span(rome)} of the variance, in fact erasure by {bounds['rome']['fact_erasure']:.3f}"
+        in STATISTICS
+    )
+    assert (
+        f"for MEMIT by {span(memit)}, in fact amplification by {bounds['memit']['fact_amplification']:.3f}"
+        in STATISTICS
+    )
+    for method in bounds:
+        signs = {problem: shown(rewrite.loc[(method, problem)], "gain") for problem in PROBLEMS}
+        assert {problem for problem, sign in signs.items() if sign > 0} <= {"fact_forcing"}
+        assert f"{rewrite.loc[(method, 'fact_forcing'), 'gain']:.3f}" == "0.005"
+    assert "above 0 by its interval in fact forcing alone, with half a point" in README
+
+
+def test_what_fine_tuning_adds(rewrite: pd.DataFrame) -> None:
+    row, five = rewrite.loc[("ft_1", "fact_forcing")], rewrite.loc["ft_5"].loc[list(OTHERS)]
+    assert (
+        f"FT-1 has {100 * row['gain']:.1f} points of variance ({ends(row, 'gain', 1, 100)}) in fact forcing" in README
+    )
+    assert (
+        f"By FT-1 in fact forcing the trace adds {row['gain']:.3f} ({ends(row, 'gain')}), on held-out facts "
+        f"{row['cv_gain']:.3f} ({ends(row, 'cv_gain')}), and the corrected p is {row['permutation_holm']:.2f}; the "
+        f"slope within a fact is {row['within_slope']:.3f} ({ends(row, 'within')})" in STATISTICS
+    )
+    assert f"FT-5's {span(100 * five['gain'], 1)} points in the other four problems" in README
+    assert all(shown(each, "gain") > 0 for _, each in five.iterrows())
+    assert five["cv_gain"].max() < 0.01
+    other = rewrite.loc[("ft_1", "error_injection")]
+    assert (
+        f"FT-1's error injection ({other['gain']:.3f}, {ends(other, 'gain')}) and four of FT-5's problems "
+        f"({span(five['gain'])}) have intervals above 0 too" in STATISTICS
+    )
+    those = pd.concat([five, other.to_frame().T])
+    assert f"(p {span(those['permutation_pvalue'], 2)} before any correction)" in STATISTICS
+    assert f"on held-out facts it adds {span(those['cv_gain'])}." in STATISTICS
+
+
+def test_which_rows_of_all_have_a_low_corrected_p() -> None:
+    every = table("regressions")
+    low = every[every["permutation_holm"] < 0.05]
+    assert len(low) == 12
+    assert len(every) == 240
+    assert set(low["method"]) <= {"ft_1", "ft_5"}
+    assert "all twelve rows of the 240 whose corrected p is below 0.05 are fine-tuning's" in README
+    least = every["permutation_holm"].min()
+    assert (low["permutation_holm"] == least).all()
+    assert f"Holm's correction over the table's 240 tests makes {least:.2f} of it" in STATISTICS
+    assert "Twelve rows have that p, all of fine-tuning" in STATISTICS
+    rome = every.query("method == 'rome' and score == 'rewrite'")["permutation_holm"].min()
+    assert f"ROME's lowest is {rome:.2f} among rewrite scores" in STATISTICS
+
+
+def test_what_the_traced_layer_costs(layers: pd.DataFrame) -> None:
+    fixed = [cost(layers, method, problem, "fixed")["regret"] for method in ("rome", "memit") for problem in PROBLEMS]
+    assert (
+        f"Editing at the traced layer costs by these two {span(fixed, 1)} points against one fixed layer" in STATISTICS
+    )
+    for method in ("rome", "memit"):
+        assert not any(shown(cost(layers, method, problem, "random"), "regret") for problem in OTHERS)
+    rome, memit = (cost(layers, method, "fact_forcing", "random") for method in ("rome", "memit"))
+    assert (
+        f"and {rome['regret']:.1f} points (ROME, {ends(rome, 'regret', 1)}) and {memit['regret']:.1f} (MEMIT, "
+        f"{ends(memit, 'regret', 1)}) in fact forcing" in STATISTICS
+    )
+    one = [cost(layers, "ft_1", problem, "random") for problem in PROBLEMS]
+    assert all(shown(each, "regret") < 0 for each in one)
+    gains = span([-each["regret"] for each in one], 1)
+    losses = span([cost(layers, "ft_1", problem, "fixed")["regret"] for problem in PROBLEMS], 1)
+    assert f"beats a random one by {gains} points in all five problems, and loses {losses} to block 0" in STATISTICS
+    assert {layers.loc[("ft_1", problem, PAPER_MEASURE, "fixed"), "layer"] for problem in PROBLEMS} == {0}
+    five = {problem: cost(layers, "ft_5", problem, "random") for problem in PROBLEMS}
+    signs = {problem: shown(each, "regret") for problem, each in five.items()}
+    assert signs == dict(zip(PROBLEMS, (-1, 0, 0, -1, 1), strict=True))
+    assert (
+        f"FT-5 fails less in the second half: {-five['error_injection']['regret']:.1f} and "
+        f"{-five['fact_amplification']['regret']:.1f} points better than a random layer" in STATISTICS
+    )
+
+
+def test_what_the_trace_at_the_last_subject_token_costs(layers: pd.DataFrame) -> None:
+    own = {problem: cost(layers, "rome", problem, "fixed", LAST_SUBJECT) for problem in PROBLEMS}
+    told = [f"{own[problem]['regret']:.1f} ({ends(own[problem], 'regret', 1)})" for problem in PROBLEMS]
+    assert (
+        f"loses by ROME {told[0].replace(' (', ' points (')} for error injection, {told[1]}, {told[2]}, {told[3]} and, "
+        f"in fact forcing, {told[4]}, and beats a random layer in three of five problems" in STATISTICS
+    )
+    memit = [f"{cost(layers, 'memit', problem, 'fixed', LAST_SUBJECT)['regret']:.1f}" for problem in PROBLEMS]
+    assert f"by MEMIT {', '.join(memit[:4])} and {memit[4]}" in STATISTICS
+    better = {
+        method: {
+            problem
+            for problem in PROBLEMS
+            if shown(cost(layers, method, problem, "random", LAST_SUBJECT), "regret") < 0
+        }
+        for method in METHODS
+    }
+    assert len(better["rome"]) == 3
+    assert better["memit"] == better["rome"]
+    assert better["ft_1"] == set(PROBLEMS)
+    assert better["ft_5"] == set(OTHERS)
+    peaks = table("trace_peaks").query("module == 'mlp' and window == 5").assign(late=lambda rows: rows["layer"] >= 15)
+    facts = peaks.groupby(["tokens", "late"])["facts"].sum()
+    assert f"for {facts['any', True]} of 110 facts peaks in the second half" in STATISTICS
+    assert f"It peaks in the first half for {facts['last_subject', False]} facts." in STATISTICS
+
+
+def test_what_the_maps_show() -> None:
+    peaks = table("aie_peaks").query("window == 5").set_index(["module", "token_role"])
+    last = peaks.loc[("mlp", "last_subject")]
+    assert (
+        f"{last['effect']:.3f} of probability around block {last['layer']:.0f}, where chance would show "
+        f"{last['by_chance']:.3f}, and attention little ({peaks.loc[('attn', 'last_subject'), 'effect']:.3f})" in README
+    )
+    late, first = peaks.loc[("attn", "last_token")], peaks.loc[("mlp", "first_subject")]
+    assert f"at the last token ({late['effect']:.3f} around block {late['layer']:.0f})" in README
+    assert f"as its last does ({first['effect']:.3f} around block {first['layer']:.0f})" in README
+    severed = (
+        table("aie_severed").query("token_role == 'last_subject' and layer == @last['layer']").set_index("severed")
+    )
+    taken = (100 * severed["taken"] / severed["intact"]).round()
+    assert f"severing the MLPs takes away {taken['mlp']:.0f} % of what the state after block" in README
+    assert f"severing attention {taken['attn']:.0f} %" in README
