@@ -173,6 +173,43 @@ def test_what_the_trace_at_the_last_subject_token_costs(layers: pd.DataFrame) ->
     assert f"It peaks in the first half for {facts['last_subject', False]} facts." in STATISTICS
 
 
+@pytest.fixture(scope="module")
+def gpt_j() -> pd.DataFrame:
+    """The paper's table of the rewrite score, by method and problem."""
+    found = pd.read_csv(ROOT / "data" / "paper" / "hase2023_r2.csv").query("score == 'rewrite'")
+    names = found["method"].str.lower().str.replace("-", "_")
+    return found.assign(method=names).set_index(["method", "problem"])
+
+
+def test_what_differs_from_gpt_j(rewrite: pd.DataFrame, gpt_j: pd.DataFrame) -> None:
+    own, paper = rewrite.loc["rome"], gpt_j.loc["rome"]
+    lower = ["error_injection", "fact_erasure", "fact_amplification"]
+    here, there = (span(of.loc[lower, "r2_layer"]) for of in (own, paper))
+    assert (own["r2_layer"] < paper["r2_layer"]).sum() == 3
+    assert f"fact erasure and fact amplification* ({here} against {there})" in STATISTICS
+    assert f"Kept here, R² is {span(own.loc[lower, 'r2_layer_all'])} with one such block in thirty" in STATISTICS
+    for problem, words in (
+        ("tracing_reversal", "It is higher for tracing reversal*"), ("fact_forcing", "And for fact forcing*"),
+    ):  # fmt: skip
+        assert (
+            f"{words} ({own.loc[problem, 'r2_layer']:.3f} against {paper.loc[problem, 'r2_layer']:.3f})" in STATISTICS
+        )
+    tuned = [(method, problem) for method in ("ft_1", "ft_5") for problem in PROBLEMS]
+    less = rewrite.loc[tuned, "r2_layer"] - gpt_j.loc[tuned, "r2_layer"]
+    assert (less < 0).sum() == 8
+    assert less.idxmin() == ("ft_5", "fact_forcing")
+    assert "lower in eight of ten rows*, FT-5's in fact forcing by most (0.101 against 0.634)" in STATISTICS
+    assert f"{rewrite.loc[less.idxmin(), 'r2_layer']:.3f}" == "0.101"
+    assert f"{gpt_j.loc[less.idxmin(), 'r2_layer']:.3f}" == "0.634"
+    assert f"explains {span(own['r2_trace'])} of ROME's scores here and {span(paper['r2_trace'])} there" in STATISTICS
+    row = ("ft_1", "fact_forcing")
+    alone = [f"{of.loc[row, 'r2_trace']:.3f}" for of in (rewrite, gpt_j)]
+    assert f"Of FT-1's in fact forcing it explains {alone[0]} here and {alone[1]} there" in STATISTICS
+    both = [f"{gpt_j.loc[(method, 'fact_forcing'), 'r2_both']:.3f}" for method in ("ft_1", "ft_5")]
+    only = [f"{gpt_j.loc[(method, 'fact_forcing'), 'r2_layer']:.3f}" for method in ("ft_1", "ft_5")]
+    assert f"(FT-1 {only[0]} to {both[0]}, FT-5 {only[1]} to {both[1]})" in STATISTICS
+
+
 def test_what_the_maps_show() -> None:
     peaks = table("aie_peaks").query("window == 5").set_index(["module", "token_role"])
     last = peaks.loc[("mlp", "last_subject")]
