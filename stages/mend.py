@@ -7,9 +7,8 @@ loses is found again in DVC's run cache, or goes through its finished units once
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
+from contextlib import suppress
 from pathlib import Path
 
 from dvc.lock import Lock, LockError
@@ -18,56 +17,43 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from voluptuous import Invalid
 
+from pipeline.disk import write_bytes
+
 STAGE = re.compile(r"^  \S.*:$", re.MULTILINE)  # the line that begins a stage in dvc.lock
 
 
 def main(root: Path = Path()) -> int:
     """Mend the files of the project in `root`, where no DVC is at work; returns the exit status."""
-    work = root / ".dvc" / "tmp"
+    lock, work = root / "dvc.lock", root / ".dvc" / "tmp"
     if work.is_dir():
-        try:
-            with Lock(str(work / "lock")), Lock(str(work / "rwlock.lock")):
-                mend_lock(root / "dvc.lock")
-                mend_rwlock(work / "rwlock")
-        except LockError:
-            pass  # DVC says so itself, or waits
+        with suppress(LockError, FileNotFoundError), Lock(str(work / "lock")), Lock(str(work / "rwlock.lock")):
+            if lock.exists():
+                mend_lock(lock)
+            try:
+                json.loads((work / "rwlock").read_bytes())
+            except ValueError:
+                (work / "rwlock").unlink()
     return 0
 
 
 def mend_lock(path: Path) -> None:
     """Drop the stages from a dvc.lock that can't be read, beginning with the last, until it can be; or all of it."""
-    text = whole = path.read_text("utf-8", errors="replace") if path.exists() else None
-    while text is not None and not _readable(text):
-        begun = [found.start() for found in STAGE.finditer(text)]
-        text = text[: begun[-1]] if begun else None
-    if text == whole:
-        return
-    if text is None:
+    text = whole = path.read_text("utf-8", errors="replace")
+    while text and not _readable(text):
+        text = text[: max((found.start() for found in STAGE.finditer(text)), default=0)]
+    if not text:
         path.unlink()
-    else:
-        new = path.with_name(f".{path.name}.new")
-        new.write_text(text, "utf-8")
-        os.replace(new, path)
-    print(f"{path.name} was cut off by a kill; the stages that it lost are looked for again")
+    elif text != whole:
+        write_bytes(path, text.encode())
+    if not text or text != whole:
+        print(f"{path.name} was cut off by a kill; the stages that it lost are looked for again")
 
 
 def _readable(text: str) -> bool:
-    try:
-        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
-    except (YAMLError, Invalid):
-        return False
-    return True
-
-
-def mend_rwlock(path: Path) -> None:
-    """Remove the list of paths that DVC's processes use where it can't be read: no DVC is at work."""
-    try:
-        json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        pass
-    except ValueError:
-        path.unlink()
+    with suppress(YAMLError, Invalid):
+        return bool(COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text)))
+    return False
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
