@@ -137,10 +137,11 @@ def _null_block(alike: pd.DataFrame) -> str:
     (kept_low, kept_high), (low, high) = (
         (number(alike[name].min()), number(alike[name].max())) for name in ("r2_layer_all", "r2_layer")
     )
+    facts = " to ".join(map(str, sorted({int(alike["n_facts"].min()), int(alike["n_facts"].max())})))
     return (
-        f"At the relative depths of the paper's blocks, {alike['value'].iloc[0]} here, the layer explains {kept_low} "
-        f"to {kept_high} with the block that cannot act, as in the paper's grid, and {low} to {high} without it: so "
-        "much of such an R² says that one block does nothing, and not where the others stand."
+        f"At the relative depths of the paper's blocks, {alike['value'].iloc[0]} here, and on {facts} facts, the layer "
+        f"explains {kept_low} to {kept_high} with the block that cannot act, as in the paper's grid, and {low} to "
+        f"{high} without it: so much of such an R² says that one block does nothing, and not where the others stand."
     )
 
 

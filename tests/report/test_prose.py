@@ -167,6 +167,14 @@ def test_what_the_trace_at_the_last_subject_token_costs(layers: pd.DataFrame) ->
     assert better["memit"] == better["rome"]
     assert better["ft_1"] == set(PROBLEMS)
     assert better["ft_5"] == set(OTHERS)
+    dealt = layers.xs((LAST_SUBJECT, "dealt"), level=("localizer", "choice"))["permutation_pvalue"]
+    assert f"(row `dealt`: p from {span(dealt, 2)} by the four methods, twenty tests" in STATISTICS
+    assert len(dealt) == 20
+    bounds = table("regressions").query(
+        "score == 'rewrite' and trace_measure == 'last_subject' and problem == 'fact_erasure'"
+    )
+    rome, other = (bounds.loc[bounds["method"] == method, "gain_bound"].item() for method in ("rome", "memit"))
+    assert f"the scores of fact erasure allow up to {rome:.2f} by ROME and {other:.2f} by MEMIT" in STATISTICS
     peaks = table("trace_peaks").query("module == 'mlp' and window == 5").assign(late=lambda rows: rows["layer"] >= 15)
     facts = peaks.groupby(["tokens", "late"])["facts"].sum()
     assert f"for {facts['any', True]} of 110 facts peaks in the second half" in STATISTICS
@@ -188,6 +196,9 @@ def test_what_differs_from_gpt_j(rewrite: pd.DataFrame, gpt_j: pd.DataFrame) -> 
     assert (own["r2_layer"] < paper["r2_layer"]).sum() == 3
     assert f"fact erasure and fact amplification* ({here} against {there})" in STATISTICS
     assert f"Kept here, R² is {span(own.loc[lower, 'r2_layer_all'])} with one such block in thirty" in STATISTICS
+    depths = table("robustness").query("variation == 'edited layers' and method == 'rome'").set_index("problem")
+    assert set(depths.loc[lower, "n_facts"]) == {50}
+    assert f"and {span(depths.loc[lower, 'r2_layer_all'])} at the paper's nine relative depths (50 facts" in STATISTICS
     for problem, words in (
         ("tracing_reversal", "It is higher for tracing reversal*"), ("fact_forcing", "And for fact forcing*"),
     ):  # fmt: skip
@@ -226,3 +237,73 @@ def test_what_the_maps_show() -> None:
     taken = (100 * severed["taken"] / severed["intact"]).round()
     assert f"severing the MLPs takes away {taken['mlp']:.0f} % of what the state after block" in README
     assert f"severing attention {taken['attn']:.0f} %" in README
+
+
+def test_what_the_counterfact_table_shows() -> None:
+    own = table("counterfact").query("chosen == 'best on other facts'").set_index("method")
+    published = pd.read_csv(ROOT / "data" / "paper" / "counterfact_published.csv").query("model == 'GPT-2 XL'")
+    there = published.set_index("method")[["PS", "NS"]] / 100
+    for score in ("PS", "PM", "NS"):
+        assert own.loc[["rome", "memit"], score].min() > own.loc[["ft", "ft_l"], score].max()
+    assert all(own.loc["kn", f"{score}_low"] < 0.5 < own.loc["kn", f"{score}_high"] for score in ("ES", "PS", "NS"))
+    assert f"(PS {own.loc['ft_l', 'PS']:.3f}, there {there.loc['ft_l', 'PS']:.3f})" in README
+    assert (
+        f"(NS {own.loc['ft', 'NS']:.3f} and {own.loc['ft_l', 'NS']:.3f}, there {there.loc['ft', 'NS']:.3f} and "
+        f"{there.loc['ft_l', 'NS']:.3f})" in README
+    )
+
+
+def test_what_many_edits_at_once_do() -> None:
+    own = table("scaling").set_index(["method", "n_edits"])
+    fall = {method: own.loc[(method, 1), "S"] - own.loc[(method, 100), "S"] for method in ("memit", "rome", "ft")}
+    assert fall["memit"] < fall["rome"] < fall["ft"]
+    assert f"MEMIT's S falls least from 1 edit to 100 (by {fall['memit']:.3f})" in README
+    rome = [own.loc[("rome", edits), "NS"] for edits in (1, 100)]
+    assert f"further ({fall['rome']:.3f}), with its specificity (NS, from {rome[0]:.3f} to {rome[1]:.3f})" in README
+    tuned = [own.loc[("ft", edits), "ES"] for edits in (1, 100)]
+    assert f"(ES from {tuned[0]:.3f} to {tuned[1]:.3f})" in README
+    assert own.loc[("ft", 100), "NS"] > own.loc[("ft", 1), "NS"]
+
+
+def test_what_other_settings_change() -> None:
+    own, count = table("robustness"), table("robustness_count").iloc[0]
+    assert own["n_facts"].max() == 50
+    tested = own.dropna(subset=["permutation_pvalue"])
+    low = tested[tested["permutation_pvalue"] <= 0.05]
+    slopes, costs = ([shown(row, of) for _, row in tested.iterrows()] for of in ("within", "regret"))
+    assert f"of {len(tested)} regressions" in README
+    assert (
+        f"above 0 by its interval in {slopes.count(1)} and below in {slopes.count(-1)}, where chance would give about "
+        f"{0.025 * len(tested):.0f} of each" in README
+    )
+    assert costs.count(-1) == 0
+    assert f"the fixed one; in {costs.count(1)} it is shown to lose" in README
+    tuned = low["method"].isin(["ft_1", "ft_5"]).sum()
+    assert (
+        f"{len(low)} of the {count['tests']:.0f} have p below 0.05 where {count['expected']:.0f} would by chance, "
+        f"{tuned} of them fine-tuning's" in README
+    )
+    assert (
+        f"of {count['joint_tests']:.0f} on the same facts {count['joint_rejected']:.0f} have, and traces dealt out "
+        f"together reach {count['joint_high']:.0f} in one of twenty dealings (p {count['joint_pvalue']:.3f})" in README
+    )
+    assert count["rejected_holm"] == 0
+
+
+def test_what_becomes_of_the_old_place() -> None:
+    own = table("override").query("method == 'rome' and object == 'new' and edited == 'all'")
+    assert own["n_facts"].max() == 20
+    shares = ["mean", "low", "high", "chance", "excess_low", "excess_high", "others"]
+    percent = own.set_index(["case", "quantity"])[shares].mul(100)
+    new, old = percent.loc[("apart", "peak_at_edited")], percent.loc[("apart", "peak_at_old")]
+    told = f"{new['low']:.0f} to {new['high']:.0f}; a place at random: {new['chance']:.0f} %"
+    assert f"to the edited block in {new['mean']:.0f} % of edits ({told})" in README
+    assert f"and to the old place in {old['mean']:.0f} % ({old['low']:.0f} to {old['high']:.0f})" in README
+    assert new["excess_low"] > 0
+    assert old["excess_low"] < 0 < old["excess_high"]
+    kept = percent.loc[("above", "kept_unedited")]
+    assert kept["excess_high"] < 0
+    facts = own.query("case == 'above' and quantity == 'kept_unedited'")["n_facts"].item()
+    assert f"where the old place is above it ({facts} facts), much of it passes through there" in README
+    assert f"put back, {kept['mean']:.0f} % of the edit is left ({kept['low']:.0f} to {kept['high']:.0f})" in README
+    assert f"of other windows above {kept['chance']:.0f} %, of other facts' old places {kept['others']:.0f} %" in README

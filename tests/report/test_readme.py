@@ -33,8 +33,8 @@ def test_another_table_gives_other_sentences(tmp_path: Path, monkeypatch: pytest
     choices = pd.read_csv("reports/reference/layers.csv")
     choices.assign(regret=0.432).to_csv("reports/reference/layers.csv", index=False)
     by_reference = pd.read_csv("reports/reference/regressions.csv")[["method", "problem"]].drop_duplicates()
-    measures = pd.read_csv("reports/default-run/counterfact.csv")
-    measures.assign(S=0.654321).to_csv("reports/default-run/counterfact.csv", index=False)
+    measures = pd.read_csv("reports/reference/counterfact.csv")
+    measures.assign(S=0.654321).to_csv("reports/reference/counterfact.csv", index=False)
     published = pd.read_csv("reports/counterfact/counterfact.csv")
     published.assign(RS=0.765432).to_csv("reports/counterfact/counterfact.csv", index=False)
     assert readme.main(["--check"]) == 1

@@ -52,6 +52,7 @@ def test_r2_at_the_paper_s_depths_stands_beside_the_paper_s() -> None:
     assert found[0][9:] == ["at the paper's depths, null block kept", "GPT-J in the paper: layer, trace, both"]
     for cells in found[1:]:
         assert cells[9] == f"{own.loc[cells[0].replace(' ', '_'), 'r2_layer_all']:.3f}"
+    assert "9 of 30 here, and on 10 facts, the layer explains" in run_of(run, PAPER)
     low, high = (f"{own['r2_layer'].agg(end):.3f}" for end in ("min", "max"))
     assert f"as in the paper's grid, and {low} to {high} without it" in run_of(run, PAPER)
     assert "depths" not in run_of(run)
