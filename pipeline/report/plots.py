@@ -8,6 +8,7 @@ letters are as large as the page's.
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ _RC = {
 }
 _SHORT = 18  # letters of a legend's entry, of which two fit beside each other on a narrow page
 _DOTS = 150  # per inch: of what is drawn in pixels within vectors
+_PLACES = re.compile(rb'(?<= )(?:d|x|y)="[^"]*"')  # attributes of an SVG whose numbers are points, 72 to an inch
+_FINER = re.compile(rb"\d+\.\d{3,}")
 NARROW = 4.0  # inches: the width of a figure for a narrow page
 _IS_NARROW: ContextVar[bool] = ContextVar("narrow", default=False)
 _Taken = ParamSpec("_Taken")
@@ -100,7 +103,12 @@ def _vectors(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
     with style():
         figure.savefig(content, format="svg", bbox_inches="tight", dpi=_DOTS, metadata={"Date": None, "Creator": None})
-    write_bytes(path, content.getvalue())
+    write_bytes(path, _rounded(content.getvalue()))
+
+
+def _rounded(svg: bytes) -> bytes:
+    """The same drawing to hundredths of a point, finer than any screen or printer, in a tenth fewer bytes."""
+    return _PLACES.sub(lambda place: _FINER.sub(lambda number: b"%.2f" % float(number[0]), place[0]), svg)
 
 
 def both_widths(draw: Callable[_Taken, _Drawn]) -> Callable[_Taken, _Drawn]:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from matplotlib.text import Text
 from pipeline.analysis.scores import rewrite_by_layer_table, score_table
 from pipeline.errors import UserError
 from pipeline.report import figures
-from pipeline.report.plots import fitted_line
+from pipeline.report.plots import Plot, fitted_line
 from pipeline.words import method_label
 from tests.analysis.synthetic import PROBLEMS, make_run
 from tests.report.made import PLAN, Made, draw
@@ -60,6 +61,19 @@ def test_the_same_tables_give_the_same_bytes(made: Made, paper: pd.DataFrame, tm
         picture, (svg, png) = pictures[plot.name], plot.save(tmp_path, 60)
         assert svg.read_bytes() == picture.svg.read_bytes(), plot.name
         assert png.read_bytes() == picture.png.read_bytes(), plot.name
+
+
+def test_vectors_are_as_fine_as_a_screen_and_words_are_whole(tmp_path: Path) -> None:
+    figure, ax = plt.subplots()
+    ax.plot([0.1234567, 1.7654321], [0, 1])
+    ax.set_title("0.123456 of all")
+    plt.close(figure)
+    svg, _ = Plot(name="fine", title="", caption="", figure=figure).save(tmp_path, 60)
+    text = svg.read_text("utf-8")
+    assert "0.123456 of all" in text
+    places = re.findall(r' d="([^"]*)"', text)
+    assert len(places) > 5
+    assert all(len(part) <= 2 for place in places for part in re.findall(r"\.(\d+)", place))
 
 
 def test_the_named_example_fact_is_drawn_and_an_unknown_one_refused(made: Made) -> None:
