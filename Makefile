@@ -104,7 +104,7 @@ counterfact: $(READY)  ## repro PRESET=counterfact and table; keep their small r
 	$(call keep,counterfact,$(MAIN_TABLES) reports/counterfact.csv reports/counterfact_layers.csv)
 
 reference: $(READY)  ## the run that the README speaks of, all of measures/ too; keep its results in reports/reference
-	@echo 'make reference: about 11 hours on two CPU cores (estimated, two of them measured; on a GPU not measured); stop it at will, it goes on where it was'
+	@echo 'make reference: about 10 hours on two CPU cores, measured; about one on a GPU, estimated from counted operations; stop it at will, it goes on where it was'
 	$(call whole,reference,$(MEASURES))
 	$(call keep,reference,reports/*.csv)
 

@@ -56,8 +56,10 @@ def test_tests_mirror_the_wings() -> None:
     assert [wing for wing in sorted(wings) if not list((ROOT / "tests" / wing).glob("test_*.py"))] == []
 
 
-def test_the_version_to_cite_is_the_package_s() -> None:
+def test_the_version_to_cite_is_the_package_s_and_in_the_changelog() -> None:
     package = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     cited = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert (cited["version"], cited["license"]) == (package["version"], package["license"])
+    released = f"## [{package['version']}] - {cited['date-released']}"
+    assert released in (ROOT / "CHANGELOG.md").read_text("utf-8").splitlines()
     assert [reference["year"] for reference in cited["references"]] == [2023, 2022, 2023]
