@@ -1,7 +1,7 @@
 """Take out of DVC's own files what a kill cut off while DVC wrote them; `make repro` begins with it.
 
 DVC writes dvc.lock and .dvc/tmp/rwlock in place, and does not start where it can't read them. A stage that dvc.lock
-loses is found again in DVC's run cache, or goes through its finished units once more.
+loses runs again, and finds its units finished.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def mend_lock(path: Path) -> None:
     elif text != whole:
         write_bytes(path, text.encode())
     if not text or text != whole:
-        print(f"{path.name} was cut off by a kill; the stages that it lost are looked for again")
+        print(f"{path.name} was cut off by a kill; the stages that it lost run again and find their units finished")
 
 
 def _readable(text: str) -> bool:
