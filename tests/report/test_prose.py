@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from pipeline.settings.fields import PROBLEMS
 from tests.conftest import ROOT
 
 REFERENCE = ROOT / "reports" / "reference"
 METHODS = ("rome", "memit", "ft_1", "ft_5")
-PROBLEMS = ("error_injection", "tracing_reversal", "fact_erasure", "fact_amplification", "fact_forcing")
 OTHERS = PROBLEMS[:4]  # than fact forcing
 PAPER_MEASURE, LAST_SUBJECT = "trace_mlp_w5_fraction", "trace_mlp_w5_last_subject"
 
@@ -38,8 +38,8 @@ def layers() -> pd.DataFrame:
     return found.set_index(["method", "problem", "localizer", "choice"]).sort_index()
 
 
-def span(values: Any, digits: int = 3, to: str = " to ") -> str:
-    return f"{min(values):.{digits}f}{to}{max(values):.{digits}f}"
+def span(values: Any, digits: int = 3) -> str:
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
 def ends(row: pd.Series, of: str, digits: int = 3, times: float = 1) -> str:
